@@ -1,0 +1,309 @@
+"""The reverse diffusion loop on the host: registers in NumPy, one row per ``advance``.
+
+This file is the specification; device executors do the same arithmetic in the same order. A lane is
+one image in flight with its own program, row, seed, label and guidance. ``advance`` moves every
+active lane one row, so lanes that run different samplers, or started at different times, share each
+network evaluation.
+
+Arithmetic is float32, every product and sum rounded on its own. Sums run over r_0 … r_K, m, x0, z in
+that order, starting from +0, so leaving out a term whose weight is zero changes no bit: a lane's
+image does not depend on what its neighbours run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.base import Backend, NetworkBinding
+from .errors import ConfigurationError, LifecycleError
+from .guidance import guide
+from .noise import fill_noise
+from .portable_math import exp
+from .program import SamplerProgram
+
+__all__ = ["Finished", "HostLanes"]
+
+Float = NDArray[np.float32]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Lane:
+    """One image in flight."""
+
+    tag: Any
+    program: SamplerProgram
+    row: int
+    seed: int
+    index: int
+    label: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """A lane that reached the end of its program, or failed on the way.
+
+    Args:
+        tag: what ``start`` was given.
+        image: (C, H, W) float32, nominally in [−1, 1].
+        failed_row: the row after which x_t held NaN or infinity; None when all went well.
+    """
+
+    tag: Any
+    image: Float
+    failed_row: int | None
+
+
+class HostLanes:
+    """Up to ``capacity`` images in flight over one network.
+
+    Active lanes are kept at the front of every buffer, so the network never evaluates an empty one.
+
+    Args:
+        backend: the loaded network.
+        capacity: lanes, ≥ 1. A class-conditional network gets twice as many rows, for guidance.
+
+    Raises:
+        ConfigurationError: capacity < 1.
+    """
+
+    def __init__(self, backend: Backend, capacity: int) -> None:
+        if capacity < 1:
+            raise ConfigurationError(f"batch size must be ≥ 1; got {capacity}.")
+        self.shape = backend.shape
+        self.capacity = capacity
+        conditional = self.shape.num_classes > 0
+        self._binding: NetworkBinding = backend.allocate(capacity * (2 if conditional else 1))
+        self._lanes: list[_Lane] = []
+        self._registers: list[Float] = [self._buffer()]
+        self._next: list[Float] = [self._buffer()]
+        self._x_0, self._z, self._term = self._buffer(), self._buffer(), self._buffer()
+
+    @property
+    def active(self) -> int:
+        """Lanes in flight."""
+        return len(self._lanes)
+
+    @property
+    def free(self) -> int:
+        """Lanes that may be started."""
+        return self.capacity - len(self._lanes)
+
+    def start(
+        self,
+        program: SamplerProgram,
+        *,
+        seed: int,
+        index: int,
+        label: int | None = None,
+        guidance_scale: float = 1.0,
+        tag: Any = None,
+    ) -> None:
+        """Begin an image: x_T is draw 0 of (seed, index).
+
+        Args:
+            program: the compiled sampler.
+            seed: in [0, 2⁶⁴).
+            index: the image's number under this seed, in [0, 2⁶⁴).
+            label: class in [0, num_classes]; None, or num_classes, is no class.
+            guidance_scale: 1 is off.
+            tag: returned with the finished image.
+
+        Raises:
+            LifecycleError: no lane is free.
+            ConfigurationError: a program that does not fit the network.
+        """
+        if not self.free:
+            raise LifecycleError(f"all {self.capacity} lanes are in flight; call advance() first.")
+        channels = self.shape.image[0] * (2 if program.learns_variance else 1)
+        if channels != self.shape.prediction_channels:
+            raise ConfigurationError(
+                f"the {program.sampler} program needs a network that predicts {channels} channels; "
+                f"this one predicts {self.shape.prediction_channels}. Choose a sampler variance "
+                "that fits the network."
+            )
+        while len(self._registers) < program.registers:
+            self._registers.append(self._buffer())
+            self._next.append(self._buffer())
+        lane = len(self._lanes)
+        for register in self._registers:
+            register[lane] = 0.0
+        self._lanes.append(
+            _Lane(
+                tag=tag,
+                program=program,
+                row=0,
+                seed=seed,
+                index=index,
+                label=self.shape.num_classes if label is None else label,
+                guidance_scale=guidance_scale,
+            )
+        )
+        x_T = self._registers[0][lane : lane + 1]
+        self._fill_noise(x_T, self._lanes[lane:], draw_offset=0)
+        x_T *= np.float32(program.initial_scale)
+
+    def advance(self) -> list[Finished]:
+        """Move every active lane one row; return the lanes that finished or failed.
+
+        Raises:
+            BackendError: the network failed; every lane keeps the state it had.
+        """
+        n = self.active
+        if not n:
+            return []
+        column = self._columns()
+        x_t, x_0, z = self._registers[0][:n], self._x_0[:n], self._z[:n]
+
+        m, v = self._predict(x_t, column)
+
+        np.multiply(column("x0_from_x"), x_t, out=x_0)
+        x_0 += np.multiply(column("x0_from_m"), m, out=self._term[:n])
+        bound = column("clip")
+        np.minimum(np.maximum(x_0, -bound, out=x_0), bound, out=x_0)
+
+        weights = column("weights")
+        draws_noise = bool(weights[:, :, -1].any())
+        if draws_noise:
+            self._fill_noise(z, self._lanes, draw_offset=1)
+
+        z_0 = z if v is None or not draws_noise else self._learned_noise(z, v, column)
+
+        registers = weights.shape[1]
+        history = [register[:n] for register in self._registers[:registers]]
+        for i in range(registers):
+            terms = [*history, m, x_0, z if i else z_0]
+            self._weighted_sum(weights[:, i], terms, out=self._next[i][:n])
+        self._registers, self._next = self._next, self._registers
+
+        for lane in self._lanes:
+            lane.row += 1
+        return self._retire()
+
+    def images(self) -> dict[Any, Float]:
+        """x_t of every lane in flight, by tag: copies of shape (C, H, W), for previews."""
+        return {lane.tag: self._registers[0][i].copy() for i, lane in enumerate(self._lanes)}
+
+    def cancel(self, unwanted: Callable[[Any], bool] = lambda tag: True) -> int:
+        """Free every lane whose tag is unwanted; return how many."""
+        lanes = [i for i, lane in enumerate(self._lanes) if unwanted(lane.tag)]
+        for i in reversed(lanes):
+            self._release(i)
+        return len(lanes)
+
+    # --- the pieces of advance -----------------------------------------------------------------
+
+    def _columns(self) -> Callable[[str], Any]:
+        """Look up a program column for all lanes: shape (lanes or 1, …) ready to broadcast."""
+        first = self._lanes[0]
+        together = all(
+            lane.program is first.program and lane.row == first.row for lane in self._lanes
+        )
+        lanes = self._lanes[:1] if together else self._lanes
+        registers = max(lane.program.registers for lane in lanes)
+
+        def column(name: str) -> Any:
+            if name == "weights":
+                return _stack_weights(lanes, registers)
+            values = np.array([getattr(lane.program.table, name)[lane.row] for lane in lanes])
+            return values[:, None, None, None]
+
+        return column
+
+    def _predict(self, x_t: Float, column: Callable[[str], Any]) -> tuple[Float, Float | None]:
+        """Evaluate the network; guided lanes get a second row with no label."""
+        binding, n, channels = self._binding, self.active, self.shape.image[0]
+        prediction = binding.prediction
+        if column("evaluates").any():
+            np.multiply(column("input_scale"), x_t, out=binding.sample[:n])
+            binding.timestep[:n] = column("timesteps")[:, 0, 0, 0]
+            binding.label[:n] = [lane.label for lane in self._lanes]
+            guided = [i for i, lane in enumerate(self._lanes) if _is_guided(lane)]
+            rows = n + len(guided)
+            if guided:
+                binding.sample[n:rows] = binding.sample[guided]
+                binding.timestep[n:rows] = binding.timestep[guided]
+                binding.label[n:rows] = self.shape.num_classes
+            binding.run(rows)
+            if guided:
+                scales = np.array([self._lanes[i].guidance_scale for i in guided], np.float32)
+                conditional = prediction[guided, :channels]
+                guide(conditional, prediction[n:rows, :channels], scales)
+                prediction[guided, :channels] = conditional
+        learned = prediction[:n, channels:] if self.shape.prediction_channels > channels else None
+        return prediction[:n, :channels], learned
+
+    def _weighted_sum(self, weights: Float, terms: list[Float], out: Float) -> None:
+        """out = Σ weights[:, j] · terms[j], in order, from +0, each step rounded."""
+        term = self._term[: len(out)]
+        np.multiply(weights[:, 0, None, None, None], terms[0], out=out)
+        out += np.float32(0)  # −0 becomes +0, as a sum that starts from +0 has it
+        for j in range(1, len(terms)):
+            weight = weights[:, j]
+            if weight.any():
+                out += np.multiply(weight[:, None, None, None], terms[j], out=term)
+
+    def _learned_noise(self, z: Float, v: Float, column: Callable[[str], Any]) -> Float:
+        """z times the deviation the network chose, element by element."""
+        low, high = column("log_sigma_min"), column("log_sigma_max")
+        half = np.float32(0.5)
+        return exp(low + (v * half + half) * (high - low)) * z
+
+    def _fill_noise(self, out: Float, lanes: list[_Lane], *, draw_offset: int) -> None:
+        """Noise of every lane's present row: draw row + 1, or draw 0 for x_T."""
+        fill_noise(
+            out.reshape(len(lanes), -1),
+            np.array([lane.seed for lane in lanes], np.uint64),
+            np.array([lane.index for lane in lanes], np.uint64),
+            np.array([lane.row + draw_offset for lane in lanes], np.uint32),
+        )
+
+    def _retire(self) -> list[Finished]:
+        """Hand out lanes that are done, and those that hold NaN or infinity."""
+        x_t = self._registers[0][: self.active]
+        # a sum is finite only if every summand is; the range of float32 is far from any image
+        finite = np.isfinite(x_t.reshape(len(x_t), -1).sum(axis=1, dtype=np.float64))
+        finished = []
+        for i in reversed(range(self.active)):
+            lane = self._lanes[i]
+            if lane.row == len(lane.program) or not finite[i]:
+                failed_row = None if finite[i] else lane.row - 1
+                finished.append(
+                    Finished(tag=lane.tag, image=x_t[i].copy(), failed_row=failed_row)
+                )
+                self._release(i)
+        return finished[::-1]
+
+    def _release(self, i: int) -> None:
+        """Free lane i; the last active lane takes its place."""
+        last = len(self._lanes) - 1
+        if i != last:
+            for register in self._registers:
+                register[i] = register[last]
+            self._lanes[i] = self._lanes[last]
+        self._lanes.pop()
+
+    def _buffer(self) -> Float:
+        return np.zeros((self.capacity, *self.shape.image), np.float32)
+
+
+def _is_guided(lane: _Lane) -> bool:
+    return lane.guidance_scale != 1.0 and bool(lane.program.table.guided[lane.row])
+
+
+def _stack_weights(lanes: list[_Lane], registers: int) -> Float:
+    """(lanes, registers, registers + 3): smaller programs are padded with registers at zero."""
+    if all(lane.program.registers == registers for lane in lanes):
+        return np.stack([lane.program.table.weights[lane.row] for lane in lanes])
+    out = np.zeros((len(lanes), registers, registers + 3), np.float32)
+    for i, lane in enumerate(lanes):
+        own = lane.program.registers
+        weights = lane.program.table.weights[lane.row]
+        out[i, :own, :own] = weights[:, :own]
+        out[i, :own, registers:] = weights[:, own:]
+    return out
