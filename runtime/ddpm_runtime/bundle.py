@@ -57,7 +57,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fields are exact: an unknown one is refused, a wrong type is refused."""
 
 
-class Image(_Strict, kw_only=True):
+class Image(_Strict, frozen=True, kw_only=True):
     """Height and width in pixels, channels, and the range the network works in."""
 
     height: int
@@ -66,7 +66,7 @@ class Image(_Strict, kw_only=True):
     value_range: tuple[float, float] = (-1.0, 1.0)
 
 
-class Network(_Strict, kw_only=True):
+class Network(_Strict, frozen=True, kw_only=True):
     """What the network predicts, and in which numbers."""
 
     prediction_type: str
@@ -77,7 +77,7 @@ class Network(_Strict, kw_only=True):
     opset: int
 
 
-class Defaults(_Strict, kw_only=True):
+class Defaults(_Strict, frozen=True, kw_only=True):
     """What ``Engine.sample`` does when it is not told."""
 
     sampler: str = "ddim"
@@ -87,14 +87,14 @@ class Defaults(_Strict, kw_only=True):
     clip_denoised: bool = True
 
 
-class FileEntry(_Strict, kw_only=True):
+class FileEntry(_Strict, frozen=True, kw_only=True):
     """One file of the bundle."""
 
     size_bytes: int
     sha256: str
 
 
-class Manifest(_Strict, kw_only=True):
+class Manifest(_Strict, frozen=True, kw_only=True):
     """The whole of ``manifest.json``.
 
     ``schedule`` holds the arguments of :func:`~ddpm_runtime.schedule.make_schedule`; ``parity`` the
@@ -226,7 +226,9 @@ def _checked(manifest: Manifest) -> NoiseSchedule:
         if type(value) is not int or not low <= value <= high:
             raise ManifestError(f"manifest field {field} is {value!r}; possible: {low} to {high}.")
     if image.value_range != (-1.0, 1.0):
-        raise ManifestError(f"manifest field image.value_range is {image.value_range}; only (-1, 1).")
+        raise ManifestError(
+            f"manifest field image.value_range is {image.value_range}; only (-1, 1)."
+        )
     if network.prediction_type not in PREDICTION_TYPES:
         raise ManifestError(
             f"manifest field network.prediction_type is {network.prediction_type!r}; "
@@ -274,10 +276,11 @@ def _read_regular_file(path: Path, *, limit_bytes: int) -> bytes:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}.") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path} is not a regular file.")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise IntegrityError(f"{path} is not a regular file.")
         if status.st_size > limit_bytes:
             raise IntegrityError(
                 f"{path} has {status.st_size} bytes, more than the {limit_bytes} allowed; "

@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -160,9 +160,9 @@ class Engine:
             n: how many, ≥ 1.
             seed: in [0, 2⁶⁴).
             first_index: number of the first image; image i of a seed never changes.
-            sampler: one of :data:`~ddpm_runtime.samplers.SAMPLERS`; None means the bundle's default.
-            steps: sampler steps, in [1, T]; None means the bundle's default for the default sampler,
-                else what the sampler recommends.
+            sampler: one of :data:`~ddpm_runtime.samplers.SAMPLERS`; None means the default.
+            steps: sampler steps, in [1, T]; None means the bundle's default for its default
+                sampler, and what the sampler recommends for another.
             label: class by number or name, one for all or one an image; "all" deals the classes
                 out by index; None means no class.
             guidance_scale: classifier-free guidance; 1 is off, None the bundle's default when
@@ -270,9 +270,7 @@ class Engine:
         defaults = self.manifest.defaults
         name = choose("sampler", sampler or defaults.sampler, SAMPLERS)
         if steps is None:
-            steps = (
-                defaults.steps if name == defaults.sampler else SAMPLERS[name].recommended_steps
-            )
+            steps = defaults.steps if name == defaults.sampler else SAMPLERS[name].recommended_steps
         options = dict(sampler_options or {})
         if eta is not None:
             options["eta"] = eta
@@ -337,7 +335,7 @@ class Engine:
                         StepEvent(
                             rows_done=rows_done,
                             rows_total=n * len(program),
-                            previews=lambda: _previews(lanes, finished),
+                            previews=partial(_previews, lanes, finished),
                         )
                     )
                 for lane in finished:

@@ -7,8 +7,8 @@
     │   ├── ManifestError                 the manifest is malformed or from a newer format
     │   └── IntegrityError                a file is missing, truncated or altered
     ├── BackendError                      the inference library failed
-    │   ├── BackendUnavailableError       ... because it is not installed (message has the pip line)
-    │   └── NetworkMismatchError          ... because the network is not the one the manifest describes
+    │   ├── BackendUnavailableError       ... is not installed; the message has the pip line
+    │   └── NetworkMismatchError          ... has not the inputs and outputs the manifest says
     ├── NonFiniteError                    an image came out with NaN or infinity
     ├── LifecycleError                    calls in the wrong order, or after close()
     ├── CheckpointError                   a training checkpoint that cannot be used safely

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .atomic import atomic_file
 from .errors import ConfigurationError
 
-__all__ = ["grid", "save_gif", "save_images", "save_png", "to_uint8"]
+__all__ = ["check_destination", "grid", "save_gif", "save_images", "save_png", "to_uint8"]
 
 Pixels = NDArray[np.uint8]
 
@@ -76,7 +76,11 @@ def save_png(path: str | os.PathLike[str], image: Pixels) -> None:
 
 
 def save_gif(
-    path: str | os.PathLike[str], frames: Sequence[Pixels], *, frame_ms: int = 60, hold_ms: int = 1500
+    path: str | os.PathLike[str],
+    frames: Sequence[Pixels],
+    *,
+    frame_ms: int = 60,
+    hold_ms: int = 1500,
 ) -> None:
     """Write an endless GIF, atomically.
 
@@ -99,38 +103,59 @@ def save_gif(
         )
 
 
-def save_images(path: str | os.PathLike[str], images: Pixels, *, first_index: int = 0) -> list[Path]:
+def check_destination(path: str | os.PathLike[str]) -> None:
+    """Refuse a destination that could not be written, before any work is done.
+
+    Raises:
+        ConfigurationError: a suffix other than .png, .gif, .npz or none.
+        OSError: the folder it lies in is missing, or may not be written to.
+    """
+    destination = Path(path)
+    if destination.suffix not in (".png", ".gif", ".npz", ""):
+        raise ConfigurationError(
+            f"cannot write images as {destination.suffix!r}; use a name that ends in .png (a grid) "
+            "or .npz (an array), or a folder."
+        )
+    parent = destination.parent
+    if not parent.is_dir():
+        raise FileNotFoundError(
+            f"{destination} cannot be written: no folder {parent}; make it first."
+        )
+    if not os.access(parent, os.W_OK) or (not destination.suffix and destination.is_file()):
+        raise PermissionError(f"{destination} cannot be written; choose another --out.")
+
+
+def save_images(
+    path: str | os.PathLike[str], images: Pixels, *, indices: Sequence[int] | None = None
+) -> list[Path]:
     """Write images the way the path asks: ``.png`` a grid, ``.npz`` an array, else a folder.
 
     Args:
         path: destination; a folder gets one ``000042.png`` an image, named by its index.
         images: (N, H, W, C) uint8.
-        first_index: index of the first image.
+        indices: number of each image; None counts from 0.
 
     Returns:
         The files written.
 
     Raises:
-        ConfigurationError: another suffix.
+        ConfigurationError: another suffix; see :func:`check_destination`.
         OSError: the destination cannot be written.
     """
     destination = Path(path)
+    indices = range(len(images)) if indices is None else indices
     if destination.suffix == ".png":
         save_png(destination, grid(images))
         return [destination]
     if destination.suffix == ".npz":
         with atomic_file(destination) as file:
-            np.savez_compressed(file, images=images, first_index=np.uint64(first_index))
+            np.savez_compressed(file, images=images, indices=np.array(indices, np.uint64))
         return [destination]
-    if destination.suffix:
-        raise ConfigurationError(
-            f"cannot write images as {destination.suffix!r}; use a name that ends in .png (a grid) "
-            "or .npz (an array), or a folder."
-        )
-    destination.mkdir(parents=True, exist_ok=True)
-    files = [destination / f"{first_index + i:06d}.png" for i in range(len(images))]
-    for file, image in zip(files, images, strict=True):
-        save_png(file, image)
+    check_destination(destination)
+    destination.mkdir(exist_ok=True)
+    files = [destination / f"{index:06d}.png" for index in indices]
+    for name, image in zip(files, images, strict=True):
+        save_png(name, image)
     return files
 
 

@@ -5,9 +5,9 @@ one image in flight with its own program, row, seed, label and guidance. ``advan
 active lane one row, so lanes that run different samplers, or started at different times, share each
 network evaluation.
 
-Arithmetic is float32, every product and sum rounded on its own. Sums run over r_0 … r_K, m, x0, z in
-that order, starting from +0, so leaving out a term whose weight is zero changes no bit: a lane's
-image does not depend on what its neighbours run.
+Arithmetic is float32, every product and sum rounded on its own. Sums run over r_0 … r_K, m, x0, z
+in that order, starting from +0, so leaving out a term whose weight is zero changes no bit: a
+lane's image does not depend on what its neighbours run.
 """
 
 from __future__ import annotations
@@ -273,9 +273,7 @@ class HostLanes:
             lane = self._lanes[i]
             if lane.row == len(lane.program) or not finite[i]:
                 failed_row = None if finite[i] else lane.row - 1
-                finished.append(
-                    Finished(tag=lane.tag, image=x_t[i].copy(), failed_row=failed_row)
-                )
+                finished.append(Finished(tag=lane.tag, image=x_t[i].copy(), failed_row=failed_row))
                 self._release(i)
         return finished[::-1]
 

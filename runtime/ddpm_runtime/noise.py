@@ -55,7 +55,8 @@ def noise(seed: int, index: int, draw: int, size: int) -> NDArray[np.float32]:
         np.array([index], np.uint64),
         np.array([draw], np.uint32),
     )
-    return out[0]
+    values: NDArray[np.float32] = out[0]
+    return values
 
 
 def fill_noise(

@@ -62,7 +62,8 @@ def log_unit(u: Float) -> Float:
     # ln 2 in two pieces, so that power·ln2 loses nothing
     tail = (fit * m) * square + power * _f(-2.12194440e-4)
     tail = tail + _f(-0.5) * square
-    return (m + tail) + power * _f(0.693359375)
+    logarithm: Float = (m + tail) + power * _f(0.693359375)
+    return logarithm
 
 
 def sincos_turn(turn: NDArray[np.uint32]) -> tuple[Float, Float]:
@@ -78,9 +79,7 @@ def sincos_turn(turn: NDArray[np.uint32]) -> tuple[Float, Float]:
     square = angle * angle
     odd = _polynomial(square, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1))
     odd = (odd * square) * angle + angle
-    even = _polynomial(
-        square, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-    )
+    even = _polynomial(square, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2))
     even = (_f(1) - _f(0.5) * square) + even * (square * square)
     swap = (quadrant & np.uint32(1)).astype(bool)
     sine, cosine = np.where(swap, even, odd), np.where(swap, odd, even)

@@ -1,0 +1,23 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHIPPED_ENGINE = Path(__file__).parent.parent / "train" / "pretrained" / "fashion-mnist.engine"
+
+
+@pytest.fixture(scope="session")
+def tiny_engine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class-conditional 8×8 engine that loads in milliseconds."""
+    from helpers.tiny_engine import write_tiny_engine
+
+    return write_tiny_engine(tmp_path_factory.mktemp("engines") / "tiny.engine")
+
+
+@pytest.fixture(scope="session")
+def shipped_engine_path() -> Path:
+    """The engine in the repository."""
+    return SHIPPED_ENGINE
