@@ -19,6 +19,7 @@ from .errors import (
     NonFiniteError,
     NotABundleError,
 )
+from .settings import Settings
 
 __all__ = [
     "BackendError",
@@ -34,6 +35,7 @@ __all__ = [
     "NonFiniteError",
     "NotABundleError",
     "Sample",
+    "Settings",
     "StepEvent",
     "__version__",
 ]

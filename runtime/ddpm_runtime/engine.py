@@ -15,11 +15,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +28,13 @@ from numpy.typing import NDArray
 from .backends import BACKENDS, DEVICES, open_backend
 from .backends.base import Backend
 from .bundle import Bundle, Manifest, read_bundle
-from .errors import ConfigurationError, LifecycleError, NonFiniteError, choose
+from .errors import LifecycleError, NonFiniteError, choose
 from .images import to_uint8
 from .lanes import Finished, HostLanes
-from .noise import MAX_SEED
 from .program import SamplerProgram
-from .samplers import SAMPLERS, build_program
+from .samplers import SAMPLERS, build_program, resolve_sampler
+from .samplers.inversion import build_inversion
+from .settings import Label, Settings, checked_images, lane_requests, with_changes
 
 __all__ = ["Engine", "Sample", "StepEvent"]
 
@@ -40,7 +42,7 @@ _log = logging.getLogger("ddpm_runtime")
 
 _LARGEST_BATCH = 64
 
-Label = int | str | Sequence[int | str] | None
+Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,47 +138,17 @@ class Engine:
         image = self.manifest.image
         return image.height, image.width, image.channels
 
-    def sample(
-        self,
-        n: int = 1,
-        *,
-        seed: int = 0,
-        first_index: int = 0,
-        sampler: str | None = None,
-        steps: int | None = None,
-        label: Label = None,
-        guidance_scale: float | None = None,
-        eta: float | None = None,
-        spacing: str | None = None,
-        clip_denoised: bool | None = None,
-        sampler_options: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        output: Literal["uint8", "float32"] = "uint8",
-        on_step: Callable[[StepEvent], None] | None = None,
-    ) -> NDArray[Any]:
+    def sample(self, n: int = 1, settings: Settings | None = None, **changes: Any) -> NDArray[Any]:
         """Draw n images.
 
         Args:
             n: how many, ≥ 1.
-            seed: in [0, 2⁶⁴).
-            first_index: number of the first image; image i of a seed never changes.
-            sampler: one of :data:`~ddpm_runtime.samplers.SAMPLERS`; None means the default.
-            steps: sampler steps, in [1, T]; None means the bundle's default for its default
-                sampler, and what the sampler recommends for another.
-            label: class by number or name, one for all or one an image; "all" deals the classes
-                out by index; None means no class.
-            guidance_scale: classifier-free guidance; 1 is off, None the bundle's default when
-                labels are given.
-            eta: DDIM's η (Song et al. eq. 16), in [0, 1].
-            spacing: which timesteps to visit; None means the bundle's default.
-            clip_denoised: clip predicted clean images to [−1, 1]; None means the bundle's default.
-            sampler_options: the sampler's other options by name.
-            batch_size: images in flight at once; changes speed and memory, never an image.
-            output: "uint8" gives (n, H, W, C); "float32" gives (n, C, H, W), nominally in [−1, 1].
-            on_step: called after every row.
+            settings: how; None means all defaults.
+            **changes: fields of :class:`~ddpm_runtime.Settings` by name: ``seed=0, steps=50,
+                sampler="ddim", label="Sneaker"``, ...
 
         Returns:
-            The images in order of index.
+            The images in order of index: uint8 (n, H, W, C), or float32 (n, C, H, W).
 
         Raises:
             ConfigurationError: a bad value or an impossible combination.
@@ -184,103 +156,80 @@ class Engine:
             BackendError: the inference library failed.
             LifecycleError: the engine is closed, or was loaded before a fork.
         """
-        samples = self.stream(
-            n,
-            seed=seed,
-            first_index=first_index,
-            sampler=sampler,
-            steps=steps,
-            label=label,
-            guidance_scale=guidance_scale,
-            eta=eta,
-            spacing=spacing,
-            clip_denoised=clip_denoised,
-            sampler_options=sampler_options,
-            batch_size=batch_size,
-            output=output,
-            on_step=on_step,
-        )
-        images = {sample.index: sample.image for sample in samples}
-        return np.stack([images[first_index + i] for i in range(n)])
+        images = {sample.index: sample.image for sample in self.stream(n, settings, **changes)}
+        return np.stack([images[index] for index in sorted(images)])
 
     def stream(
-        self,
-        n: int = 1,
-        *,
-        seed: int = 0,
-        first_index: int = 0,
-        sampler: str | None = None,
-        steps: int | None = None,
-        label: Label = None,
-        guidance_scale: float | None = None,
-        eta: float | None = None,
-        spacing: str | None = None,
-        clip_denoised: bool | None = None,
-        sampler_options: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        output: Literal["uint8", "float32"] = "uint8",
-        on_step: Callable[[StepEvent], None] | None = None,
+        self, n: int = 1, settings: Settings | None = None, **changes: Any
     ) -> Iterator[Sample]:
         """Like :meth:`sample`, but images are yielded as they finish. Stop iterating to stop.
 
-        Everything is checked before the first image is begun, and before this returns.
+        Everything is checked before this returns, and before the first image is begun.
         """
-        if n < 1:
-            raise ConfigurationError(f"the number of images must be ≥ 1; got {n}.")
-        if not (0 <= seed <= MAX_SEED and 0 <= first_index <= MAX_SEED - n + 1):
-            raise ConfigurationError(
-                f"seed and every index must lie in [0, 2^64); got seed={seed}, "
-                f"first_index={first_index} for {n} images."
-            )
-        choose("output", output, ["uint8", "float32"])
-        program = self.program(
-            sampler=sampler,
-            steps=steps,
-            eta=eta,
-            spacing=spacing,
-            clip_denoised=clip_denoised,
-            sampler_options=sampler_options,
-        )
-        labels = self._labels(label, n, first_index)
-        scale = self._guidance_scale(guidance_scale, labels)
-        if batch_size is not None and batch_size < 1:
-            raise ConfigurationError(f"batch size must be ≥ 1; got {batch_size}.")
-        lanes = self._take_lanes(min(n, batch_size or _LARGEST_BATCH))
-        requests = iter(
-            {"seed": seed, "index": first_index + i, "label": labels[i], "guidance_scale": scale}
-            for i in range(n)
-        )
-        return self._run(lanes, program, requests, n, output, on_step)
+        asked = with_changes(settings, changes)
+        program = self.program(asked)
+        requests = lane_requests(asked, n, self.manifest, program)
+        lanes = self._take_lanes(min(n, asked.batch_size or _LARGEST_BATCH))
+        return self._run(lanes, program, requests, n, asked)
 
-    def program(
-        self,
-        *,
-        sampler: str | None = None,
-        steps: int | None = None,
-        eta: float | None = None,
-        spacing: str | None = None,
-        clip_denoised: bool | None = None,
-        sampler_options: Mapping[str, Any] | None = None,
-    ) -> SamplerProgram:
-        """Compile a sampler for this network; arguments as in :meth:`sample`.
+    def encode(self, images: NDArray[Any], *, steps: int = 100, label: Label = None) -> Float:
+        """Find the x_T from which DDIM draws these images: its ODE, run from image to noise.
+
+        ``sample(len(images), x_T=x_T, steps=steps, clip_denoised=False, label=...)`` gives the
+        images back, closer with more steps; slerp two of them to morph one image into another.
+
+        Args:
+            images: (n, H, W, C) uint8, or (n, C, H, W) float32 in [−1, 1].
+            steps: levels to visit, in [2, T].
+            label: as in :class:`~ddpm_runtime.Settings`.
+
+        Returns:
+            (n, C, H, W) float32.
+
+        Source: Song et al., arXiv 2010.02502 §4.3.
+        """
+        n = len(images)
+        checked = checked_images(images, self.manifest.image, counts=(n,))
+        settings = Settings(label=label, guidance_scale=None if label is None else 1.0)
+        program = build_inversion(
+            schedule=self._bundle.schedule,
+            prediction_type=self.manifest.network.prediction_type,
+            num_inference_steps=steps,
+            spacing=self.manifest.defaults.spacing,
+        )
+        requests = [
+            request | {"initial": program.table.signal[0] * image}
+            for request, image in zip(
+                lane_requests(settings, n, self.manifest, program), checked, strict=True
+            )
+        ]
+        lanes = self._take_lanes(min(n, _LARGEST_BATCH))
+        samples = self._run(lanes, program, iter(requests), n, Settings(output="float32"))
+        encoded = {sample.index: sample.image for sample in samples}
+        return np.stack([encoded[index] for index in sorted(encoded)])
+
+    def program(self, settings: Settings | None = None, **changes: Any) -> SamplerProgram:
+        """Compile the sampler that the settings ask for, for this network.
 
         Raises:
             ConfigurationError: a bad value or an impossible combination.
         """
-        defaults = self.manifest.defaults
-        name = choose("sampler", sampler or defaults.sampler, SAMPLERS)
-        if steps is None:
-            steps = defaults.steps if name == defaults.sampler else SAMPLERS[name].recommended_steps
-        options = dict(sampler_options or {})
-        if eta is not None:
-            options["eta"] = eta
-        clip = defaults.clip_denoised if clip_denoised is None else clip_denoised
+        asked, defaults = with_changes(settings, changes), self.manifest.defaults
+        asked_sampler = asked.sampler or defaults.sampler
+        name, _ = resolve_sampler(asked_sampler)
+        T = self._bundle.schedule.num_train_timesteps
+        recommended = min(SAMPLERS[name].recommended_steps, T)
+        default_steps = defaults.steps if name == defaults.sampler else recommended
+        clips = defaults.clip_denoised if asked.clip_denoised is None else asked.clip_denoised
         arguments = {
-            "sampler": name,
-            "num_inference_steps": steps,
-            "spacing": spacing or defaults.spacing,
-            "clip": 1.0 if clip else float("inf"),
-            **options,
+            "sampler": asked_sampler,
+            "num_inference_steps": default_steps if asked.steps is None else asked.steps,
+            "spacing": asked.spacing or defaults.spacing,
+            "strength": 1.0 if asked.strength is None else asked.strength,
+            "clip": 1.0 if clips else float("inf"),
+            "guidance_interval": asked.guidance_interval,
+            **asked.sampler_options,
+            **({} if asked.eta is None else {"eta": asked.eta}),
         }
         key = json.dumps(arguments, sort_keys=True, default=repr)
         if key not in self._programs:
@@ -316,22 +265,20 @@ class Engine:
         program: SamplerProgram,
         requests: Iterator[dict[str, Any]],
         n: int,
-        output: str,
-        on_step: Callable[[StepEvent], None] | None,
+        settings: Settings,
     ) -> Iterator[Sample]:
         """Keep the lanes full until every request is done."""
         rows_done = 0
         try:
             while True:
-                for request in _at_most(lanes.free, requests):
-                    tag = (request["index"], request["label"])
-                    lanes.start(program, **request, tag=tag)
+                for request in islice(requests, lanes.free):
+                    lanes.start(program, **request, tag=(request["index"], request["label"]))
                 if not lanes.active:
                     break
                 rows_done += lanes.active
                 finished = lanes.advance()
-                if on_step is not None:
-                    on_step(
+                if settings.on_step is not None:
+                    settings.on_step(
                         StepEvent(
                             rows_done=rows_done,
                             rows_total=n * len(program),
@@ -339,7 +286,7 @@ class Engine:
                         )
                     )
                 for lane in finished:
-                    yield _sample(lane, program, output)
+                    yield _sample(lane, program, settings.output)
         finally:
             lanes.cancel()
             self._give_back_lanes(lanes)
@@ -368,68 +315,6 @@ class Engine:
                 "workers with the 'spawn' method."
             )
         return self._backend
-
-    # --- labels --------------------------------------------------------------------------------
-
-    def _labels(self, label: Label, n: int, first_index: int) -> list[int | None]:
-        """One class number an image, None for none."""
-        classes = self.manifest.network.num_classes
-        if label is None:
-            return [None] * n
-        if not classes:
-            raise ConfigurationError(
-                f"label={label!r} was asked of an unconditional network; leave label out."
-            )
-        if label == "all":
-            return [(first_index + i) % classes for i in range(n)]
-        if isinstance(label, (int, str, np.integer)):
-            return [self._class_number(label)] * n
-        labels: list[int | None] = [self._class_number(one) for one in label]
-        if len(labels) != n:
-            raise ConfigurationError(
-                f"{len(labels)} labels for {n} images; give one for all, or one an image."
-            )
-        return labels
-
-    def _class_number(self, label: int | str) -> int:
-        network = self.manifest.network
-        names = [name.casefold() for name in network.class_names]
-        if isinstance(label, str) and not label.lstrip("-").isdigit():
-            if not names:
-                raise ConfigurationError(
-                    f"class {label!r} was asked by name, but this engine names no classes; "
-                    f"use a number from 0 to {network.num_classes - 1}."
-                )
-            return names.index(choose("class", label.casefold(), names))
-        number = int(label)
-        if not 0 <= number < network.num_classes:
-            known = f" ({', '.join(network.class_names)})" if names else ""
-            raise ConfigurationError(
-                f"class {number} was asked; this network has classes 0 to "
-                f"{network.num_classes - 1}{known}."
-            )
-        return number
-
-    def _guidance_scale(self, asked: float | None, labels: list[int | None]) -> float:
-        if labels[0] is None:
-            if asked is not None and asked != 1.0:
-                raise ConfigurationError(
-                    f"guidance_scale={asked} needs a class to guide towards; give label, "
-                    "or leave guidance_scale at 1 (off)."
-                )
-            return 1.0
-        scale = self.manifest.defaults.guidance_scale if asked is None else asked
-        if not np.isfinite(scale) or scale < 0:
-            raise ConfigurationError(
-                f"guidance_scale must be a finite number ≥ 0 (1 is off); got {scale}."
-            )
-        return float(scale)
-
-
-def _at_most(count: int, requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The next ``count`` requests, or fewer when there are no more."""
-    for _, request in zip(range(count), requests, strict=False):
-        yield request
 
 
 def _sample(lane: Finished, program: SamplerProgram, output: str) -> Sample:

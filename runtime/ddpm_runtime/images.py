@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from .atomic import atomic_file
 from .errors import ConfigurationError
 
-__all__ = ["check_destination", "grid", "save_gif", "save_images", "save_png", "to_uint8"]
+__all__ = [
+    "check_destination",
+    "from_uint8",
+    "grid",
+    "save_gif",
+    "save_images",
+    "save_png",
+    "to_uint8",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -33,6 +41,19 @@ def to_uint8(images: NDArray[np.float32]) -> Pixels:
     """
     scaled = np.rint((np.clip(images, -1.0, 1.0) + np.float32(1)) * np.float32(127.5))
     return np.ascontiguousarray(np.moveaxis(scaled, -3, -1).astype(np.uint8))
+
+
+def from_uint8(pixels: Pixels) -> NDArray[np.float32]:
+    """The inverse of :func:`to_uint8`: 0 … 255 to [−1, 1].
+
+    Args:
+        pixels: (..., H, W, C) uint8.
+
+    Returns:
+        (..., C, H, W) float32.
+    """
+    scaled = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
 
 
 def grid(images: Pixels, *, columns: int | None = None, padding: int = 2) -> Pixels:

@@ -22,13 +22,36 @@ from numpy.typing import NDArray
 from .backends.base import Backend, NetworkBinding
 from .errors import ConfigurationError, LifecycleError
 from .guidance import guide
-from .noise import fill_noise
+from .noise import fill_noise, noise
 from .portable_math import exp
 from .program import SamplerProgram
 
-__all__ = ["Finished", "HostLanes"]
+__all__ = ["Finished", "HostLanes", "Known"]
 
 Float = NDArray[np.float32]
+
+_KNOWN_DRAWS = 1 << 31
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """The part of an image that is given, for inpainting.
+
+    After every row, on the level (signal, noise) where the row ended,
+
+        r_0 = mask · (signal · image + noise · z) + (1 − mask) · r_0
+
+    with z the row's draw number plus 2³¹, so that it never meets the sampler's own noise.
+
+    Source: Lugmayr et al. (RePaint), arXiv 2201.09865 Algorithm 1, lines 4 and 8.
+
+    Args:
+        image: (C, H, W) float32 in [−1, 1].
+        mask: (C, H, W) float32 in [0, 1]; 1 where the image is given.
+    """
+
+    image: Float
+    mask: Float
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,6 +65,7 @@ class _Lane:
     index: int
     label: int
     guidance_scale: float
+    known: Known | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,9 +126,11 @@ class HostLanes:
         index: int,
         label: int | None = None,
         guidance_scale: float = 1.0,
+        initial: Float | None = None,
+        known: Known | None = None,
         tag: Any = None,
     ) -> None:
-        """Begin an image: x_T is draw 0 of (seed, index).
+        """Begin an image: x_T is draw 0 of (seed, index), unless ``initial`` is given.
 
         Args:
             program: the compiled sampler.
@@ -112,6 +138,8 @@ class HostLanes:
             index: the image's number under this seed, in [0, 2⁶⁴).
             label: class in [0, num_classes]; None, or num_classes, is no class.
             guidance_scale: 1 is off.
+            initial: (C, H, W) float32, r_0 before the first row.
+            known: the part of the image that is given.
             tag: returned with the finished image.
 
         Raises:
@@ -142,11 +170,16 @@ class HostLanes:
                 index=index,
                 label=self.shape.num_classes if label is None else label,
                 guidance_scale=guidance_scale,
+                known=known,
             )
         )
         x_T = self._registers[0][lane : lane + 1]
-        self._fill_noise(x_T, self._lanes[lane:], draw_offset=0)
-        x_T *= np.float32(program.initial_scale)
+        if initial is not None:
+            x_T[0] = initial
+        else:
+            self._fill_noise(x_T, self._lanes[lane:], draw_offset=0)
+            x_T *= np.float32(program.initial_scale)
+        self._restore_known(x_T, self._lanes[lane:])
 
     def advance(self) -> list[Finished]:
         """Move every active lane one row; return the lanes that finished or failed.
@@ -183,6 +216,7 @@ class HostLanes:
 
         for lane in self._lanes:
             lane.row += 1
+        self._restore_known(self._registers[0], self._lanes)
         return self._retire()
 
     def images(self) -> dict[Any, Float]:
@@ -253,6 +287,15 @@ class HostLanes:
         low, high = column("log_sigma_min"), column("log_sigma_max")
         half = np.float32(0.5)
         return exp(low + (v * half + half) * (high - low)) * z
+
+    def _restore_known(self, x_t: Float, lanes: list[_Lane]) -> None:
+        """Put the given part of each image back, on the level its lane is at; see Known."""
+        for x, lane in zip(x_t, lanes, strict=False):
+            if lane.known is not None:
+                image, mask, table = lane.known.image, lane.known.mask, lane.program.table
+                z = noise(lane.seed, lane.index, lane.row + _KNOWN_DRAWS, x.size).reshape(x.shape)
+                at_level = table.signal[lane.row] * image + table.noise[lane.row] * z
+                x[...] = mask * at_level + (np.float32(1) - mask) * x
 
     def _fill_noise(self, out: Float, lanes: list[_Lane], *, draw_offset: int) -> None:
         """Noise of every lane's present row: draw row + 1, or draw 0 for x_T."""

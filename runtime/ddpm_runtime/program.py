@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ class ProgramTable:
     x0_from_m: NDArray[np.float32]
     clip: NDArray[np.float32]
     weights: NDArray[np.float32]
+    signal: NDArray[np.float32]
+    noise: NDArray[np.float32]
     log_sigma_min: NDArray[np.float32]
     log_sigma_max: NDArray[np.float32]
     evaluates: NDArray[np.bool_]
@@ -128,6 +131,8 @@ class SamplerProgram:
                 ("x0_from_m", self.x0_from_m),
                 ("clip", self.clip),
                 ("weights", self.weights),
+                ("signal", self.signal),
+                ("noise", self.noise),
                 ("log_sigma_min", zeros if self.log_sigma_min is None else self.log_sigma_min),
                 ("log_sigma_max", zeros if self.log_sigma_max is None else self.log_sigma_max),
             )
@@ -172,38 +177,34 @@ class SamplerProgram:
         A perfect network on a constant image without noise must carry the image through the
         signal levels exactly; on pure noise it must carry the variance through the noise levels
         exactly (``keeps_variance``). Both are propagated through the whole table, history
-        registers included: the first as a vector, the second as a covariance matrix.
+        registers included: the first as a vector, the second as a factor F of the covariance
+        F·Fᵀ (a factor, because variances that cancel would lose half the digits).
         """
         registers = self.registers
         clean = np.zeros(registers)
         clean[0] = self.signal[0]
-        covariance = np.zeros((registers, registers))
-        covariance[0, 0] = self.noise[0] ** 2
+        factor = np.zeros((registers, registers))
+        factor[0, 0] = self.noise[0]
+        checks_variance = self.keeps_variance and not self.learns_variance
         for row in range(len(self)):
             W = self.weights[row]
-            history, from_m, from_x0, from_z = (
-                W[:, :registers],
-                W[:, registers],
-                W[:, registers + 1],
-                W[:, registers + 2],
-            )
-            slope = intercept = 0.0
+            linear, from_m, from_x0 = W[:, :registers].copy(), W[:, registers], W[:, registers + 1]
+            intercept = 0.0
             if self.evaluates is None or self.evaluates[row]:
-                # m that makes x0 = 1 on the clean path: intercept + slope · r_0
-                slope = -self.x0_from_x[row] / self.x0_from_m[row]
+                # m that makes x0 = 1 on the clean path, and 0 on pure noise: intercept + slope·r_0
                 intercept = 1.0 / self.x0_from_m[row]
-            answer = intercept + slope * clean[0]
-            clean = history @ clean + from_m * answer + from_x0
-            linear = history + np.outer(from_m, np.eye(registers)[0]) * slope
-            covariance = linear @ covariance @ linear.T
-            if not self.learns_variance:
-                covariance += np.outer(from_z, from_z)
+                linear[:, 0] -= from_m * (self.x0_from_x[row] / self.x0_from_m[row])
+            clean = linear @ clean + from_m * intercept + from_x0
             self._check_level("signal", row, clean[0], self.signal[row + 1])
-            if self.keeps_variance and not self.learns_variance:
-                deviation = float(np.sqrt(max(covariance[0, 0], 0.0)))
-                self._check_level("noise", row, deviation, self.noise[row + 1])
+            if checks_variance:
+                factor = linear @ factor
+                from_z = W[:, registers + 2]
+                if from_z.any():
+                    wide = np.column_stack([factor, from_z])
+                    factor = np.asarray(np.linalg.qr(wide.T, mode="r")).T
+                self._check_level("noise", row, np.linalg.norm(factor[0]), self.noise[row + 1])
 
-    def _check_level(self, name: str, row: int, found: float, expected: float) -> None:
+    def _check_level(self, name: str, row: int, found: Any, expected: Any) -> None:
         scale = max(1.0, float(getattr(self, name).max()))
         if abs(found - expected) > _TOLERANCE * scale:
             self._refuse(

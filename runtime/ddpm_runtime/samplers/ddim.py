@@ -33,11 +33,26 @@ def ddim(trajectory: Trajectory, *, clip: float, eta: float = 0.0) -> SamplerPro
     Raises:
         ConfigurationError: eta outside [0, 1].
     """
+    return ddim_program("ddim", trajectory, clip, eta)
+
+
+def ddim_program(sampler: str, trajectory: Trajectory, clip: float, eta: float) -> SamplerProgram:
+    """DDIM under whichever of its names the user asked for."""
+    sigma = checked_eta(eta) * posterior_deviation(trajectory)
+    mean_from_x = np.sqrt(trajectory.noise[1:] ** 2 - sigma**2) / trajectory.noise[:-1]
+    return single_register_program(sampler, trajectory, mean_from_x, sigma, clip=clip)
+
+
+def checked_eta(eta: float) -> float:
+    """Refuse an eta outside [0, 1], naming the nearest.
+
+    Raises:
+        ConfigurationError: eta outside [0, 1].
+    """
     if not 0.0 <= eta <= 1.0:
+        nearest = 0.0 if eta < 0.0 else 1.0
         raise ConfigurationError(
             f"eta must lie in [0, 1] (0 is deterministic, 1 is ancestral); got {eta}. "
-            f"The nearest valid choice is {min(max(eta, 0.0), 1.0):g}."
+            f"The nearest valid choice is {nearest:g}."
         )
-    sigma = eta * posterior_deviation(trajectory)
-    mean_from_x = np.sqrt(trajectory.noise[1:] ** 2 - sigma**2) / trajectory.noise[:-1]
-    return single_register_program("ddim", trajectory, mean_from_x, sigma, clip=clip)
+    return eta

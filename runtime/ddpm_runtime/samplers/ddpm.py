@@ -3,20 +3,23 @@
     x_s = mean_from_x0 · x_0 + mean_from_x · x_t + σ · z
 
 The mean is that of the posterior q(x_s | x_t, x_0) between the two levels visited; on a subset of
-timesteps this is the respaced chain of Nichol & Dhariwal. The variance is one of
+timesteps this is the respaced chain of Nichol & Dhariwal. The variance σ² is one of
 
-    fixed_small   β̃, the posterior's own: right if the data were one point
-    fixed_large   β between the two levels: right if the data were N(0, I)
+    fixed_small     β̃, the posterior's own: right if the data were one point
+    fixed_large     β between the two levels: right if the data were N(0, I)
+    learned         exp(v), v the second half of the network's channels
+    learned_range   exp(u·log β + (1 − u)·log β̃), u = (v + 1)/2
 
-No noise is added by the last step.
+β and β̃ are those between the two levels visited. No noise is added by the last step.
 
 Sources: Ho, Jain & Abbeel, arXiv 2006.11239 eq. 7, 11 and §3.2; Nichol & Dhariwal,
-arXiv 2102.09672 §4. Order 1; one network evaluation a step.
+arXiv 2102.09672 eq. 15 and §4. Order 1; one network evaluation a step.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import choose
 from ..program import SamplerProgram
@@ -25,30 +28,41 @@ from ._rows import posterior_deviation, single_register_program
 
 __all__ = ["VARIANCES", "ddpm"]
 
-VARIANCES = ("fixed_small", "fixed_large")
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+
+Array = NDArray[np.float64]
 
 
-def ddpm(
-    trajectory: Trajectory, *, clip: float, variance: str = "fixed_small"
-) -> SamplerProgram:
+def ddpm(trajectory: Trajectory, *, clip: float, variance: str = "fixed_small") -> SamplerProgram:
     """Compile ancestral sampling.
 
     Args:
         trajectory: the levels to visit.
         clip: bound of x_0, infinity for none.
-        variance: one of :data:`VARIANCES`.
+        variance: one of :data:`VARIANCES`; the learned ones need a network that predicts twice as
+            many channels.
 
     Raises:
         ConfigurationError: unknown variance.
     """
     choose("variance", variance, VARIANCES)
-    small = posterior_deviation(trajectory)
+    small, large = posterior_deviation(trajectory), _forward_deviation(trajectory)
     mean_from_x = np.sqrt(trajectory.noise[1:] ** 2 - small**2) / trajectory.noise[:-1]
-    sigma = small
-    if variance == "fixed_large":
-        ratio = trajectory.signal[:-1] / trajectory.signal[1:]
-        beta = trajectory.noise[:-1] ** 2 - (ratio * trajectory.noise[1:]) ** 2
-        sigma = np.where(trajectory.noise[1:] > 0, np.sqrt(beta), 0.0)
+    noisy = trajectory.noise[1:] > 0
+    columns: dict[str, Array] = {}
+    if variance == "fixed_small":
+        sigma = small
+    elif variance == "fixed_large":
+        sigma = np.where(noisy, large, 0.0)
+    else:
+        # the network says log σ between these two; the last row has no z to multiply
+        sigma = noisy.astype(np.float64)
+        if variance == "learned":
+            low, high = np.full_like(small, -0.5), np.full_like(small, 0.5)
+        else:
+            low = np.log(np.where(noisy, small, 1.0))
+            high = np.log(np.where(noisy, large, 1.0))
+        columns = {"log_sigma_min": low, "log_sigma_max": high}
     return single_register_program(
         "ddpm",
         trajectory,
@@ -56,4 +70,12 @@ def ddpm(
         sigma,
         clip=clip,
         keeps_variance=variance == "fixed_small",
+        **columns,
     )
+
+
+def _forward_deviation(trajectory: Trajectory) -> Array:
+    """√β between the levels of every step t → s: what the forward process adds from s to t."""
+    signal, noise = trajectory.signal, trajectory.noise
+    ratio = signal[:-1] * noise[1:] / signal[1:]
+    return np.asarray(np.sqrt((noise[:-1] - ratio) * (noise[:-1] + ratio)))
