@@ -24,7 +24,9 @@ from .backends import BACKENDS, DEVICES
 from .bundle import Manifest, read_bundle
 from .engine import Engine, Sample, StepEvent
 from .errors import ConfigurationError
-from .images import check_destination, grid, save_gif, save_images
+from .images import check_destination, grid, read_picture, save_gif, save_images
+from .interpolation import slerp
+from .noise import noise
 from .samplers import SAMPLERS
 from .schedule import SPACINGS
 
@@ -83,6 +85,22 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
 @click.option("--first-index", default=0, help="Number of the first image under the seed.")
 @click.option("--class", "label", default=None, help="Class number or name, or 'all' in turn.")
 @click.option("--guidance-scale", type=float, default=None, help="1 is off.")
+@click.option(
+    "--guidance-interval",
+    type=(float, float),
+    default=None,
+    help="Lowest and highest timestep at which guidance acts.",
+)
+@click.option("--image", "picture", default=None, help="Picture to start from, or to keep part of.")
+@click.option("--strength", type=float, default=None, help="Share of the chain run from --image.")
+@click.option("--mask", "mask", default=None, help="Picture: white where --image is kept.")
+@click.option("--encode", is_flag=True, help="Start from the x_T of --image (DDIM inversion).")
+@click.option(
+    "--interpolate",
+    type=(int, int),
+    default=None,
+    help="Morph from one index of the seed to another.",
+)
 @click.option("--batch-size", type=int, default=None, help="Images in flight; never changes them.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", help="Where to run.")
 @click.option(
@@ -103,7 +121,8 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
 @click.pass_context
 def run(
     context: click.Context, /, engine_path: str, n: int, out: str, gif: str | None, info: bool,
-    device: str, backend: str, threads: int | None, options: tuple[str, ...], **settings: Any,
+    device: str, backend: str, threads: int | None, options: tuple[str, ...], picture: str | None,
+    encode: bool, interpolate: tuple[int, int] | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Sample images from an engine bundle."""
     if info:
@@ -115,6 +134,7 @@ def run(
     loading = time.perf_counter()
     with Engine.load(engine_path, device=device, backend=backend, threads=threads) as engine:
         click.echo(f"{engine.manifest.name}: {engine.description}", err=True)
+        settings |= _beginning(engine, n, picture, encode, interpolate, settings)
         film = _Film(range(settings["first_index"], settings["first_index"] + min(n, 64)))
         drawing = time.perf_counter()
         samples, interrupted = _draw(engine, n, settings, film if gif else None)
@@ -127,6 +147,41 @@ def run(
     if interrupted:
         click.echo(f"interrupted: {len(samples)} of {n} images were finished and kept.", err=True)
         context.exit(130)
+
+
+def _beginning(
+    engine: Engine,
+    n: int,
+    picture: str | None,
+    encode: bool,
+    interpolate: tuple[int, int] | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """The settings that say what the images begin from."""
+    height, width, channels = engine.image_shape
+    begins: dict[str, Any] = {}
+    if settings["mask"] is not None:
+        kept = read_picture(settings["mask"], (height, width, 1))
+        begins["mask"] = kept[..., 0].astype(np.float32) / np.float32(255)
+    if picture is not None:
+        begins["image"] = read_picture(picture, (height, width, channels))
+    if encode:
+        if picture is None:
+            raise ConfigurationError("--encode needs a picture to encode; give --image.")
+        label, steps = settings["label"], settings["steps"] or 100
+        x_T = engine.encode(begins.pop("image")[None], steps=steps, label=label)
+        begins |= {"x_T": np.repeat(x_T, n, axis=0), "steps": steps}
+    if interpolate is not None:
+        if encode:
+            raise ConfigurationError("give --encode or --interpolate, not both.")
+        ends = [
+            noise(settings["seed"], index, 0, height * width * channels).reshape(
+                channels, height, width
+            )
+            for index in interpolate
+        ]
+        begins["x_T"] = slerp(ends[0], ends[1], n)
+    return begins
 
 
 def _draw(

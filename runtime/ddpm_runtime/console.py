@@ -6,11 +6,33 @@ Exit codes: 0 done, 1 the work failed (the message says how to mend it), 2 the c
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Sequence
+
 import click
 
-from .errors import ConfigurationError, DDPMError
+from .errors import ConfigurationError, DDPMError, missing_extra
 
-__all__ = ["run_command"]
+__all__ = ["require_extra", "run_command"]
+
+
+def require_extra(libraries: Sequence[str], purpose: str, extra: str) -> None:
+    """Exit with code 1 and the exact pip line unless every library can be imported.
+
+    Args:
+        libraries: module names the command cannot start without.
+        purpose: what the command does ("train a network").
+        extra: the extra that brings them ("train").
+    """
+    for library in libraries:
+        try:
+            found = importlib.util.find_spec(library)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            click.echo(f"error: {missing_extra(library, purpose, extra)}", err=True)
+            sys.exit(1)
 
 
 def run_command(command: click.Command) -> int:

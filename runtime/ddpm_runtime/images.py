@@ -21,6 +21,7 @@ __all__ = [
     "check_destination",
     "from_uint8",
     "grid",
+    "read_picture",
     "save_gif",
     "save_images",
     "save_png",
@@ -122,6 +123,36 @@ def save_gif(
             duration=durations,
             loop=0,
         )
+
+
+def read_picture(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Pixels:
+    """Read a PNG, JPEG, WEBP or BMP; crop it to the shape's proportions from the middle; resize.
+
+    Args:
+        path: the file.
+        shape: (H, W, 1 or 3).
+
+    Returns:
+        (H, W, 1 or 3) uint8.
+
+    Raises:
+        ConfigurationError: not such a picture, or one of more than 89 million pixels.
+        OSError: the file cannot be read.
+    """
+    import warnings
+
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    height, width, channels = shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
+                plain = picture.convert("L" if channels == 1 else "RGB")
+                fitted = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+    except (UnidentifiedImageError, Image.DecompressionBombWarning, SyntaxError) as error:
+        raise ConfigurationError(f"{path} is not a picture this can read: {error}") from error
+    return np.asarray(fitted, dtype=np.uint8).reshape(shape)
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:

@@ -191,3 +191,56 @@ def test_an_interrupt_keeps_what_is_finished_and_exits_130(tiny_engine_path, tmp
             count = min(kept, 20)
             assert (archive["images"][:count] == engine.sample(count, steps=20)).all()
     assert f"{kept} images in" in stdout
+
+
+def picture(path, values):
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_pictures_can_be_started_from_kept_in_part_encoded_and_morphed(tiny_engine_path, tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:3] = 255
+    shot, kept = picture(tmp_path / "a.png", image), picture(tmp_path / "mask.png", mask)
+    base = ["--engine", tiny_engine_path, "--steps", 10, "-n", 3]
+
+    def images(*arguments):
+        done = ddpm_run(*base, *arguments, "--out", tmp_path / "out.npz")
+        assert done.returncode == 0, done.stderr
+        with np.load(tmp_path / "out.npz") as archive:
+            return archive["images"]
+
+    painted = images("--image", shot, "--mask", kept)
+    assert (painted[:, :3, :, 0] == image[:3]).all()
+    with Engine.load(tiny_engine_path) as engine:
+        started = engine.sample(3, steps=10, image=image[..., None], strength=0.3)
+        assert (images("--image", shot, "--strength", 0.3) == started).all()
+        x_T = np.repeat(engine.encode(image[None, ..., None], steps=10, label=1), 3, axis=0)
+        drawn = engine.sample(3, steps=10, x_T=x_T, label=1)
+        assert (images("--image", shot, "--encode", "--class", 1) == drawn).all()
+        ends = engine.sample(8, steps=10)
+    morphed = images("--interpolate", 2, 7)
+    assert (morphed[0] == ends[2]).all()
+    assert np.abs(morphed[2].astype(int) - ends[7]).max() <= 1  # sin θ / sin θ may round
+    guided = images("--class", 1, "--guidance-scale", 5, "--guidance-interval", 95, 99)
+    assert (guided == images("--class", 1, "--guidance-scale", 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--encode"], "give --image"),
+        (["--image", "text.png", "--strength", 0.5], "not a picture"),
+        (["--image", "missing.png", "--strength", 0.5], "No such file"),
+        (["--strength", 0.5], "give image"),
+    ],
+)
+def test_a_beginning_that_cannot_be_is_refused(tiny_engine_path, tmp_path, arguments, remedy):
+    (tmp_path / "text.png").write_text("not a picture")
+    done = ddpm_run("--engine", tiny_engine_path, *arguments, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert remedy in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "samples.png").exists()
