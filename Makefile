@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ENGINE := train/pretrained/fashion-mnist.engine
-RUNTIME := pyproject.toml constraints.txt $(shell find runtime/ddpm_runtime -name '*.py')
+RUNTIME := pyproject.toml .ci/constraints.txt $(shell find runtime/ddpm_runtime -name '*.py')
 
 .PHONY: demo test check format clean
 
@@ -27,11 +27,11 @@ clean:
 
 .venv-demo/.ready: $(RUNTIME)
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install -q --disable-pip-version-check --upgrade --force-reinstall --no-deps .
 	.venv-demo/bin/pip install -q --disable-pip-version-check '.[cpu]'
+	.venv-demo/bin/pip install -q --disable-pip-version-check --force-reinstall --no-deps .
 	touch $@
 
-.venv-test/.ready: pyproject.toml constraints.txt
+.venv-test/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .venv-test
-	.venv-test/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[export,train,bench,dev]'
+	.venv-test/bin/pip install -q --disable-pip-version-check -c .ci/constraints.txt -e '.[export,train,bench,dev]'
 	touch $@

@@ -1,0 +1,100 @@
+"""Curves for people, where matplotlib is installed; nothing else here imports it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ddpm_runtime.atomic import atomic_file
+from ddpm_runtime.errors import ConfigurationError, missing_extra
+
+from .report import check_folder
+
+__all__ = ["check_plot", "plot_likelihood", "plot_quality"]
+
+_SUFFIXES = (".pdf", ".png", ".svg")
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot that could not be written, before any work is done; None is no plot.
+
+    Raises:
+        ConfigurationError: a suffix that is not a picture's.
+        OSError: its folder is missing, or may not be written to.
+        BackendUnavailableError: matplotlib is not installed.
+    """
+    if path is None:
+        return
+    if path.suffix not in _SUFFIXES:
+        raise ConfigurationError(
+            f"cannot plot to {path.name!r}; use a name that ends in {', '.join(_SUFFIXES)}."
+        )
+    check_folder(path)
+    _figure_class()
+
+
+def plot_quality(path: Path, report: dict[str, Any]) -> None:
+    """Fréchet distance and KID over network evaluations, a line a sampler, floors dashed.
+
+    Args:
+        path: destination.
+        report: of ``ddpm-bench quality`` on an engine.
+    """
+    figure = _figure_class()(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    cases = [case for case in report["cases"] if "evaluations" in case["source"]]
+    by_sampler: dict[str, list[dict[str, Any]]] = {}
+    for case in sorted(cases, key=lambda case: case["source"]["evaluations"]):
+        by_sampler.setdefault(case["source"]["sampler"], []).append(case)
+    for sampler, points in by_sampler.items():
+        evaluations = [case["source"]["evaluations"] for case in points]
+        axes[0].plot(evaluations, [case["frechet"] for case in points], "o-", label=sampler)
+        axes[1].plot(evaluations, [1000 * case["kid"]["mean"] for case in points], "o-")
+    for floor in report["floors"]:
+        style = {"linestyle": "--" if floor["name"] == "train" else ":", "color": "grey"}
+        axes[0].axhline(floor["frechet"], label=f"real images ({floor['name']})", **style)
+        axes[1].axhline(1000 * floor["kid"], **style)
+    for axis, name in zip(axes, ("Fréchet distance", "KID × 1000"), strict=True):
+        axis.set(xlabel="network evaluations an image", ylabel=name, xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].legend()
+    _save(figure, path)
+
+
+def plot_likelihood(path: Path, report: dict[str, Any]) -> None:
+    """Every term of the bound over its timestep, a line a split.
+
+    Args:
+        path: destination.
+        report: of ``ddpm-bench likelihood``.
+    """
+    figure = _figure_class()(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for case in report["cases"]:
+        label = f"{case['split']}: {case['bits_per_dimension']:.3f} bits/dim in all"
+        pairs = zip(case["timesteps"], case["terms"], strict=True)
+        visited = [(t + 1, term) for t, term in pairs if term is not None]
+        axis.plot(*zip(*visited, strict=True), ".-", label=label, linewidth=0.8, markersize=3)
+    axis.set(
+        xlabel="timestep t + 1", ylabel="bits/dim of the term at t", xscale="log", yscale="log"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plot a report", "bench") from error
+    return Figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=150)
+    with atomic_file(path) as file:
+        file.write(drawn.getvalue())
