@@ -148,12 +148,11 @@ class HostLanes:
         """
         if not self.free:
             raise LifecycleError(f"all {self.capacity} lanes are in flight; call advance() first.")
-        channels = self.shape.image[0] * (2 if program.learns_variance else 1)
-        if channels != self.shape.prediction_channels:
+        if program.learns_variance and self.shape.prediction_channels != 2 * self.shape.image[0]:
             raise ConfigurationError(
-                f"the {program.sampler} program needs a network that predicts {channels} channels; "
-                f"this one predicts {self.shape.prediction_channels}. Choose a sampler variance "
-                "that fits the network."
+                f"the {program.sampler} program needs a network that predicts "
+                f"{2 * self.shape.image[0]} channels, half of them the variance; this one predicts "
+                f"{self.shape.prediction_channels}. Choose a fixed variance."
             )
         while len(self._registers) < program.registers:
             self._registers.append(self._buffer())
@@ -181,6 +180,9 @@ class HostLanes:
             x_T *= np.float32(program.initial_scale)
         self._restore_known(x_T, self._lanes[lane:])
 
+    @np.errstate(
+        over="ignore", invalid="ignore"
+    )  # a lane that overflows is reported, not warned of
     def advance(self) -> list[Finished]:
         """Move every active lane one row; return the lanes that finished or failed.
 

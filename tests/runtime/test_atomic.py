@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+
 from ddpm_runtime.atomic import atomic_directory, atomic_file
 
 KILLS = 60

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from ddpm_runtime import Engine
 from ddpm_runtime.backends import ort
 from ddpm_runtime.bundle import FORMAT_VERSION, read_bundle, write_bundle

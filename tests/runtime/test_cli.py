@@ -12,9 +12,10 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ddpm_runtime import Engine
 from ddpm_runtime.samplers import SAMPLERS
-from PIL import Image
 
 
 def ddpm_run(*arguments, cwd=None) -> subprocess.CompletedProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from ddpm_runtime import ConfigurationError, Engine, Settings
 from ddpm_runtime.backends import FunctionBackend
 from ddpm_runtime.interpolation import slerp

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from ddpm_runtime import ConfigurationError, Engine, LifecycleError, NonFiniteError
 from helpers.tiny_engine import write_tiny_engine
 

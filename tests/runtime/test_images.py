@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ddpm_runtime.errors import ConfigurationError
 from ddpm_runtime.images import grid, save_gif, save_images, save_png, to_uint8
-from PIL import Image
 
 
 def test_the_ends_and_the_middle_of_the_range_land_where_they_should():

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from ddpm_runtime.backends import FunctionBackend
 from ddpm_runtime.errors import ConfigurationError, LifecycleError
 from ddpm_runtime.lanes import HostLanes
@@ -297,6 +298,21 @@ def test_a_learned_variance_program_needs_a_network_of_twice_the_channels():
     lanes = HostLanes(FunctionBackend(lambda x, t, y: x, IMAGE), 1)
     with pytest.raises(ConfigurationError, match="4 channels"):
         lanes.start(random_program(1, rows=2, seed=0, learned=True), seed=0, index=0)
+
+
+def test_a_fixed_variance_program_ignores_the_variance_a_network_learned():
+    def network(sample, timestep, label):
+        return smooth_network(sample, timestep, label)
+
+    def with_variance(sample, timestep, label):
+        return np.concatenate([network(sample, timestep, label), 5 + 0 * sample], axis=1)
+
+    images = []
+    for function, channels in ((network, 2), (with_variance, 4)):
+        lanes = HostLanes(FunctionBackend(function, IMAGE, prediction_channels=channels), 1)
+        lanes.start(program("ddpm"), seed=0, index=0)
+        images.append(run_to_the_end(lanes)[None].image)
+    assert (images[0] == images[1]).all()
 
 
 def test_capacity_below_one_is_refused():

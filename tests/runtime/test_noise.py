@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+
 from ddpm_runtime.errors import ConfigurationError
 from ddpm_runtime.noise import fill_noise, noise, philox4x32
 from ddpm_runtime.portable_math import exp, log_unit, sincos_turn

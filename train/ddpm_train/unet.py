@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from ddpm_runtime.errors import ConfigurationError
 
@@ -101,6 +101,8 @@ class UNet(nn.Module):
         self.time_embedding = nn.Sequential(
             nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
+        # a buffer, not a computation: exporters would fold exp() with a library of their own
+        self.register_buffer("frequencies", sinusoidal_frequencies(channels), persistent=False)
         if config.num_classes:
             self.label_embedding = nn.Embedding(config.num_classes + 1, embedding)
 
@@ -142,7 +144,7 @@ class UNet(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor, label: Tensor | None = None) -> Tensor:
         """Predict; see the class for shapes."""
         embedding = self.time_embedding(
-            sinusoidal_embedding(timestep, self.config.channels).to(self.conv_in.weight.dtype)
+            sinusoidal_embedding(timestep, self.frequencies).to(self.conv_in.weight.dtype)
         )
         if self.config.num_classes:
             if label is None:
@@ -244,19 +246,22 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
 
 
-def sinusoidal_embedding(timestep: Tensor, dimensions: int) -> Tensor:
-    """Sines and cosines of the timestep at geometric frequencies, (N,) → (N, dimensions).
-
-    Always float32 inside: a bfloat16 timestep could not tell 998 from 999.
+def sinusoidal_frequencies(dimensions: int) -> Tensor:
+    """Geometric frequencies from 1 down to 1/10000, (dimensions / 2,) float32.
 
     Source: Vaswani et al., arXiv 1706.03762 §3.5, with Ho et al.'s spacing (half − 1).
     """
     half = dimensions // 2
-    frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=timestep.device)
-        * (-math.log(10000.0) / max(half - 1, 1))
-    )
-    angles = timestep.float()[:, None] * frequencies[None, :]
+    exponents = torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / max(half - 1, 1))
+    return torch.exp(exponents)
+
+
+def sinusoidal_embedding(timestep: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines and cosines of the timestep at each frequency, (N,), (half,) → (N, 2·half).
+
+    Always float32 inside: a bfloat16 timestep could not tell 998 from 999.
+    """
+    angles = timestep.float()[:, None] * frequencies.float()[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
