@@ -131,8 +131,8 @@ def test_an_engine_without_onnxruntime_prints_the_pip_line_and_exits_1(tiny_engi
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "onnxruntime":
-            raise ImportError("No module named onnxruntime")
+        if name.split(".")[0] in ("onnxruntime", "openvino"):
+            raise ImportError(f"No module named {name}", name=name)
 sys.meta_path.insert(0, Block())
 from ddpm_runtime.__main__ import main
 main()

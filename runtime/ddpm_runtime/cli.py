@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ._version import __version__
-from .backends import BACKENDS, DEVICES
+from .backends import BACKENDS, DEVICES, PRECISIONS
 from .bundle import Manifest, read_bundle
 from .engine import Engine, Sample, StepEvent
 from .errors import ConfigurationError
@@ -107,6 +107,12 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
     "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", help="With what."
 )
 @click.option("--threads", type=int, default=None, help="[default: usable processors]")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    help="auto: as exported. bf16: faster, other images.",
+)
 @click.option("--gif", type=click.Path(), default=None, help="Also write the denoising as a GIF.")
 @click.option("--info", is_flag=True, help="Print the engine's manifest and exit.")
 @click.option(
@@ -121,8 +127,8 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
 @click.pass_context
 def run(
     context: click.Context, /, engine_path: str, n: int, out: str, gif: str | None, info: bool,
-    device: str, backend: str, threads: int | None, options: tuple[str, ...], picture: str | None,
-    encode: bool, interpolate: tuple[int, int] | None, **settings: Any,
+    device: str, backend: str, threads: int | None, precision: str, options: tuple[str, ...],
+    picture: str | None, encode: bool, interpolate: tuple[int, int] | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Sample images from an engine bundle."""
     if info:
@@ -132,7 +138,9 @@ def run(
         check_destination(destination)
     settings["sampler_options"] = _parse_options(options)
     loading = time.perf_counter()
-    with Engine.load(engine_path, device=device, backend=backend, threads=threads) as engine:
+    with Engine.load(
+        engine_path, device=device, backend=backend, threads=threads, precision=precision
+    ) as engine:
         click.echo(f"{engine.manifest.name}: {engine.description}", err=True)
         settings |= _beginning(engine, n, picture, encode, interpolate, settings)
         film = _Film(range(settings["first_index"], settings["first_index"] + min(n, 64)))

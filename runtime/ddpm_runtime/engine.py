@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKENDS, DEVICES, open_backend
+from .backends import BACKENDS, DEVICES, PRECISIONS, open_backend
 from .backends.base import Backend
 from .bundle import Bundle, Manifest, read_bundle
 from .errors import LifecycleError, NonFiniteError, choose
@@ -98,26 +98,33 @@ class Engine:
         device: str = "auto",
         backend: str = "auto",
         threads: int | None = None,
+        precision: str = "auto",
     ) -> Engine:
         """Load an engine bundle.
 
         Args:
             path: the ``NAME.engine`` directory that ddpm-export wrote.
             device: one of "auto", "cpu".
-            backend: one of "auto", "onnxruntime". "auto" takes what this device has, and
-                ``description`` says what it took.
+            backend: one of "auto", "onnxruntime", "openvino". "auto" takes what is fastest on
+                this machine, and ``description`` says what it took and what was measured.
             threads: threads inside an operator; None means the processors this process may use.
+            precision: one of "auto", "fp32", "bf16". "auto" is what the bundle was exported in;
+                bfloat16 is faster, and its images differ.
 
         Raises:
             NotABundleError, ManifestError, IntegrityError: see ``bundle.read_bundle``.
             BackendUnavailableError: the inference library is not installed.
             NetworkMismatchError: the network is not the one the manifest describes.
-            ConfigurationError: unknown device or backend.
+            ConfigurationError: an unknown device, backend or precision, or one that another
+                choice, the bundle or the processor excludes.
         """
         choose("device", device, DEVICES)
         choose("backend", backend, ["auto", *BACKENDS])
+        choose("precision", precision, PRECISIONS)
         bundle = read_bundle(path)
-        opened, reason = open_backend(bundle, device=device, backend=backend, threads=threads)
+        opened, reason = open_backend(
+            bundle, device=device, backend=backend, threads=threads, precision=precision
+        )
         engine = cls(bundle, opened, reason=reason)
         _log.info("loaded %s on %s", engine.manifest.name, engine.description)
         return engine

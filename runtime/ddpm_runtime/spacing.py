@@ -99,12 +99,14 @@ def _leading(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
 
 def _trailing(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
     """The last timestep of each of S equal spans of T."""
-    return np.round(T - np.arange(steps, dtype=np.float64) * T / steps) - 1
+    # like the field's code to the bit, whose running sum breaks ties of rounding now up, now down
+    # and sometimes runs one step too far
+    return np.round(np.arange(T, 0, -T / steps))[:steps] - 1
 
 
 def _linspace(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
     """S points over 0 … T−1, both ends included."""
-    return np.round(np.linspace(T - 1, 0, steps)) if steps > 1 else np.array([T - 1.0])
+    return np.round(np.linspace(0, T - 1, steps))[::-1] if steps > 1 else np.array([T - 1.0])
 
 
 def _quadratic(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
@@ -123,36 +125,39 @@ def _quadratic(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
 def _karras(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
     """Noise-to-signal ratios of Karras et al., ρ = 7; timesteps are fractional."""
     return _ramp(
-        schedule,
+        T,
         steps,
+        schedule,
         lambda log_min, log_max, n: np.log(karras_sigmas(n, np.exp(log_min), np.exp(log_max))),
     )
 
 
 def _log_snr(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
     """Equal steps of log-SNR (DPM-Solver, arXiv 2206.00927 §3.4); timesteps are fractional."""
-    return _ramp(schedule, steps, lambda log_min, log_max, n: np.linspace(log_max, log_min, n))
+    return _ramp(T, steps, schedule, lambda log_min, log_max, n: np.linspace(log_max, log_min, n))
 
 
 def _ramp(
-    schedule: NoiseSchedule | None, steps: int, ramp: Callable[[float, float, int], Array]
+    T: int,
+    steps: int,
+    schedule: NoiseSchedule | None,
+    ramp: Callable[[float, float, int], Array],
 ) -> Array:
     """Timesteps at the noise levels of a ramp over the schedule's whole range.
 
-    A schedule with zero terminal SNR has no largest noise-to-signal ratio: its last timestep is
-    visited first, and the ramp starts from the one before.
+    A schedule with zero terminal SNR has no largest noise-to-signal ratio: its last timestep takes
+    the place of the first level of the ramp.
     """
     if schedule is None:
         raise ConfigurationError(
             "the karras and log_snr spacings depend on the noise levels; pass schedule=."
         )
-    endless = np.flatnonzero(np.isinf(schedule.log_sigmas)).astype(np.float64)[::-1][:steps]
-    finite = schedule.log_sigmas[np.isfinite(schedule.log_sigmas)]
-    left = steps - len(endless)
-    if not left:
-        return endless
-    levels = ramp(float(finite[0]), float(finite[-1]), left)
-    return np.concatenate([endless, schedule.timesteps_at(levels)])
+    endless = np.isinf(schedule.log_sigmas)
+    finite = schedule.log_sigmas[~endless]
+    timesteps = schedule.timesteps_at(ramp(float(finite[0]), float(finite[-1]), steps))
+    if endless[-1]:
+        timesteps[0] = T - 1
+    return timesteps
 
 
 SPACINGS: dict[str, Callable[[int, int, NoiseSchedule | None], Array]] = {

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from ddpm_runtime.bundle import Defaults, Image, Manifest, Network, write_bundle
 from onnx import TensorProto, helper, numpy_helper
+
+from ddpm_runtime.bundle import Defaults, Image, Manifest, Network, write_bundle
 
 CLASS_NAMES = ("circle", "square", "star")
 

@@ -1,1 +1,1 @@
-"""Train the network of a diffusion model: images in, ``model.pt`` out. See ``ddpm-train --help``."""
+"""Train the network of a diffusion model: images in, ``model.pt`` out (``ddpm-train --help``)."""

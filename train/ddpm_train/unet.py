@@ -92,6 +92,8 @@ class UNet(nn.Module):
     the argument.
     """
 
+    frequencies: Tensor
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ..bundle import Bundle
+from ..errors import ConfigurationError, choose
 from .base import Backend, NetworkBinding, NetworkShape
+from .calibration import fastest
 from .function import FunctionBackend
 from .ort import open_ort
+from .ov import open_openvino
 
 __all__ = [
     "BACKENDS",
     "DEVICES",
+    "PRECISIONS",
     "Backend",
     "FunctionBackend",
     "NetworkBinding",
@@ -19,11 +26,33 @@ __all__ = [
 
 DEVICES = ("auto", "cpu")
 
-BACKENDS = {"onnxruntime": open_ort}
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def _open_ort(bundle: Bundle, *, threads: int | None, precision: str) -> Backend:
+    own = bundle.manifest.network.precision
+    if precision not in ("auto", own):
+        raise ConfigurationError(
+            f"precision={precision!r} was asked of ONNX Runtime, which computes what the graph "
+            f"says; this bundle is {own}. Use precision='auto', or backend='openvino' for bf16 "
+            "(pip install 'ddpm-engine[openvino]')."
+        )
+    return open_ort(bundle, threads=threads)
+
+
+BACKENDS: dict[str, Callable[..., Backend]] = {
+    "onnxruntime": _open_ort,
+    "openvino": open_openvino,
+}
 
 
 def open_backend(
-    bundle: Bundle, *, device: str, backend: str, threads: int | None
+    bundle: Bundle,
+    *,
+    device: str,
+    backend: str,
+    threads: int | None,
+    precision: str = "auto",
 ) -> tuple[Backend, str]:
     """Open a bundle's network.
 
@@ -32,15 +61,22 @@ def open_backend(
         device: one of :data:`DEVICES`.
         backend: a key of :data:`BACKENDS`, or "auto".
         threads: see ``open_ort``.
+        precision: one of :data:`PRECISIONS`; "auto" is what the bundle was exported in, always.
 
     Returns:
         The backend, and the reason it was chosen.
 
     Raises:
+        ConfigurationError: no such precision, or not with this backend, bundle or processor.
         BackendUnavailableError, BackendError, NetworkMismatchError: see the backend.
     """
-    name = "onnxruntime" if backend == "auto" else backend
-    reason = "asked for"
-    if "auto" in (device, backend):
-        reason = "automatic: the CPU backend this release has"
-    return BACKENDS[name](bundle, threads=threads), reason
+    choose("precision", precision, PRECISIONS)
+    options: dict[str, Any] = {"threads": threads, "precision": precision}
+    if backend != "auto":
+        return BACKENDS[backend](bundle, **options), "asked for"
+    own = bundle.manifest.network.precision
+    if precision not in ("auto", own):
+        return open_openvino(bundle, **options), f"automatic: the CPU backend for {precision}"
+    if own != "fp32":
+        return _open_ort(bundle, **options), f"automatic: the CPU backend for {own} bundles"
+    return fastest(bundle, {name: BACKENDS[name] for name in ("onnxruntime", "openvino")}, options)

@@ -44,7 +44,9 @@ class FunctionBackend:
             prediction_channels=prediction_channels or image[0],
             num_classes=num_classes,
         )
-        self.description = f"Python function {getattr(function, '__name__', type(function).__name__)}"
+        self.description = (
+            f"Python function {getattr(function, '__name__', type(function).__name__)}"
+        )
 
     def allocate(self, capacity: int) -> NetworkBinding:
         """Make buffers for up to ``capacity`` network rows."""

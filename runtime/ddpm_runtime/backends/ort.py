@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..errors import (
     missing_extra,
 )
 from .base import NetworkBinding, NetworkShape, allocate_buffers
+from .processors import usable_processors
 
 __all__ = ["OrtBackend", "open_ort"]
 
@@ -93,20 +93,15 @@ class OrtBackend:
             try:
                 session.run_with_iobinding(bound[rows])
             except Exception as error:  # ONNX Runtime raises many unrelated types
-                raise BackendError(f"ONNX Runtime failed on {rows} network rows: {error}") from error
+                raise BackendError(
+                    f"ONNX Runtime failed on {rows} network rows: {error}"
+                ) from error
 
         return allocate_buffers(self.shape, capacity, run)
 
     def close(self) -> None:
         """Release the network. Idempotent."""
         self._session = None
-
-
-def usable_processors() -> int:
-    """Processors this process may use: the affinity mask, which containers and taskset set."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _bind(session: Any, binding: NetworkBinding, rows: int) -> Any:

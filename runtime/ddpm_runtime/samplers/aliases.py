@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ALIASES", "resolve_alias"]
+__all__ = ["ALIASES", "resolve_alias", "spelling"]
 
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     # diffusers
@@ -70,13 +70,14 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def resolve_alias(name: str) -> tuple[str, dict[str, Any]] | None:
     """Our sampler and the options an alias implies, or None if it is no alias."""
-    found = _BY_SPELLING.get(_spelling(name))
+    found = _BY_SPELLING.get(spelling(name))
     return (found[0], dict(found[1])) if found else None
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
+    """What is left of a name when its spelling is ignored."""
     lower = name.lower().replace("++", "pp")
     return "".join(letter for letter in lower if letter.isalnum())
 
 
-_BY_SPELLING = {_spelling(alias): meaning for alias, meaning in ALIASES.items()}
+_BY_SPELLING = {spelling(alias): meaning for alias, meaning in ALIASES.items()}

@@ -22,7 +22,7 @@ h is infinite (order 1: x_s = signal_s·x_0) and, in fewer than 15 steps, the on
 
 Sources: Lu et al., "DPM-Solver++", arXiv 2211.01095 Algorithm 2 (2M) and §5, eq. 19 (SDE-2M); the
 general η: k-diffusion ``sample_dpmpp_2m_sde``; 3M: the authors' code. Order 2 and 3 (the
-stochastic one: 1 in law); one network evaluation a step.
+stochastic one: 2 in law, measured on a linear network); one network evaluation a step.
 """
 
 from __future__ import annotations

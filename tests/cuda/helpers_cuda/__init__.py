@@ -1,0 +1,1 @@
+"""What the CUDA tests share: the kernels on a CPU, a simulated driver, a PTX interpreter."""

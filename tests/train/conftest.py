@@ -1,0 +1,11 @@
+"""One thread for torch: tiny networks are faster so, and CI machines are shared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
