@@ -29,7 +29,7 @@ LEVEL = 0.01
 
 _QUANTILE = 25
 _RESAMPLES = 4000
-_FEWEST = 8
+_FEWEST = 16  # fewer are one moment of the machine, whatever their spread
 
 Samples = NDArray[np.float64]
 

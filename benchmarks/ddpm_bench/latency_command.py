@@ -57,7 +57,7 @@ def latency_command(
     steppers = {batch: Stepper(backend, program, batch) for batch in sorted(set(batch_sizes))}
     timed, network_s = _time_steps(backend, steppers, rounds, warm_up, budget_s)
     cases = step_cases(timed, network_s, label, sampler)
-    cases.append(_image_case(backend, bundle, label, sampler, steps, min(rounds, 10)))
+    cases.append(_image_case(backend, bundle, label, sampler, steps, min(rounds, 20)))
     report = make_report(
         context,
         question=_QUESTION,

@@ -157,8 +157,8 @@ class OrtCudaBackend:
             raise BackendUnavailableError(
                 f"ONNX Runtime {library.__version__} could not load its CUDA provider and offers "
                 f"{', '.join(providers)}. Install CUDA 13 and cuDNN 9 beside it: "
-                "pip install nvidia-cuda-runtime nvidia-cublas nvidia-curand nvidia-cufft "
-                "nvidia-cudnn-cu13, or use device='cpu'."
+                "pip install nvidia-cuda-runtime nvidia-cublas nvidia-curand nvidia-cudnn-cu13, or "
+                "use device='cpu'."
             )
         self._check_tensors(session, rows)
         return session

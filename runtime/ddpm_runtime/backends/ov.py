@@ -12,10 +12,12 @@ before it is used; one that differs is never used. The verdict is kept with the 
 from __future__ import annotations
 
 import io
+import os
 import platform
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,13 @@ _LARGEST_CHUNK = 16
 _FORMAT = 1  # of what is cached; count up when compilation below changes
 
 Arrays = dict[str, NDArray[Any]]
+
+# A fork copies these objects and not the threads that their destructors wait for. So in a child
+# they are never destroyed, not even by its garbage collector.
+_alive: WeakSet[Any] = WeakSet()
+_kept_in_child: list[Any] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _kept_in_child.extend(_alive))
 
 
 def open_openvino(
@@ -160,6 +169,7 @@ class _Compiler:
         cache: UserCache,
     ) -> None:
         self._core, self._openvino, self._bundle = core, openvino, bundle
+        _alive.add(core)
         self._shape = NetworkShape.from_bundle(bundle)
         self._cache = cache
         self._lock = threading.Lock()
@@ -209,6 +219,7 @@ class _Compiler:
             )
         compiled = self._network(chunk.size)
         request = compiled.create_infer_request()
+        _alive.add(request)
         rows = slice(chunk.start, chunk.start + chunk.size)
         for port in (*compiled.inputs, *compiled.outputs):
             view = arrays[_role(port)][rows]
@@ -233,6 +244,7 @@ class _Compiler:
 
     def _evaluate(self, rows: int, probes: Arrays) -> NDArray[Any]:
         request = self._compile(rows).create_infer_request()
+        _alive.add(request)
         names = [_role(port) for port in self._compile(rows).inputs]
         parts = []
         for start in range(0, len(probes["sample"]), rows):
@@ -248,6 +260,7 @@ class _Compiler:
         """The network for this many rows; the caller holds the lock."""
         if rows not in self._compiled:
             self._compiled[rows] = self._cached(rows) or self._made(rows)
+            _alive.add(self._compiled[rows])
         return self._compiled[rows]
 
     def _cached(self, rows: int) -> Any:
