@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 SHIPPED_ENGINE = Path(__file__).parent.parent / "train" / "pretrained" / "fashion-mnist.engine"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user_is_touched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("DDPM_ENGINE_CACHE")
+    os.environ["DDPM_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("user-cache"))
+    yield
+    if before is None:
+        del os.environ["DDPM_ENGINE_CACHE"]
+    else:
+        os.environ["DDPM_ENGINE_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 from ddpm_runtime.atomic import atomic_file
 from ddpm_runtime.errors import BackendError, ConfigurationError
 
-from .results_page import results_page
+from .results_page import TABLES, results_page
 from .speed_report import read_report
 
 __all__ = ["results_command"]
@@ -54,10 +55,20 @@ def results_command(folder: Path, out: Path, measure: bool, engine_path: Path | 
         raise ConfigurationError(
             f"no reports in {folder.name}; make them with: ddpm-bench results --measure"
         )
-    page = results_page([read_report(path) for path in found])
+    reports = [read_report(path) for path in found if _is_of_speed(path)]
+    page = results_page(reports)
     with atomic_file(out) as file:
         file.write(page.encode())
-    click.echo(f"{len(found)} reports on {out.name}")
+    click.echo(f"{len(reports)} reports on {out.name}")
+
+
+def _is_of_speed(path: Path) -> bool:
+    """Whether the report has a table here; reports of quality lie in the same folder."""
+    try:
+        kind = json.loads(path.read_bytes()).get("report", "")
+    except (ValueError, AttributeError):
+        return True  # read_report says what is wrong with it
+    return str(kind).removeprefix("ddpm-bench ") in TABLES
 
 
 def _run(name: str, words: tuple[str, ...], folder: Path, engine_path: Path) -> None:

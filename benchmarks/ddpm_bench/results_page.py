@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["results_page"]
+__all__ = ["TABLES", "results_page"]
 
 Report = dict[str, Any]
 Rows = list[tuple[str, ...]]
@@ -14,7 +14,9 @@ _HEAD = """# Speed, measured
 
 Every table was made by the command under it, on the machine named there; the reports with all raw
 samples are in [`results/`](results). Times are medians unless a column says otherwise, and cases of
-one table were interleaved in one run. Made by `ddpm-bench results`; do not edit.
+one table were interleaved in one run. A load average above the number of processors means that
+other work shared the machine: then only ratios within a table mean something.
+Made by `ddpm-bench results`; do not edit.
 """
 
 
@@ -55,7 +57,7 @@ def _section(report: Report) -> str:
         f"## {kind}: {subject}\n",
         report["question"] + "\n",
         *([f"{backend}\n"] if backend else []),
-        _TABLES[kind](report),
+        TABLES[kind](report),
         *(f"- {unfair}" for unfair in report["known_unfairness"]),
         f"\n`{report['command']}` at commit `{commit}`{busy}",
         "",
@@ -192,7 +194,7 @@ def _whole(report: Report) -> str:
     return _table(rows)
 
 
-_TABLES: dict[str, Callable[[Report], str]] = {
+TABLES: dict[str, Callable[[Report], str]] = {
     "latency": _latency,
     "throughput": _throughput,
     "startup": _startup,

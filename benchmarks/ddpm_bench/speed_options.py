@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ddpm_runtime.backends import BACKENDS, DEVICES, PRECISIONS
+from ddpm_runtime.backends import BACKEND_CHOICES, DEVICES, PRECISIONS
 from ddpm_runtime.errors import ConfigurationError
 
 __all__ = ["check_positive", "engine_options", "json_option", "plot_option"]
@@ -21,7 +21,7 @@ def engine_options(command: Command) -> Command:
     for option in (
         click.option("--threads", type=int, default=None, help="[default: usable processors]"),
         click.option("--precision", type=click.Choice(PRECISIONS), default="auto"),
-        click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto"),
+        click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto"),
         click.option("--device", type=click.Choice(DEVICES), default="auto"),
         click.option(
             "--engine",

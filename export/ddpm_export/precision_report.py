@@ -179,7 +179,6 @@ def measure_precision(
     made = probes(bundle, rows)
     progress(f"looking for overflow in {precision}")
     peaks = activation_peaks(lowered, [_inputs(bundle, probe) for probe in made])
-    overflow = next((peak for peak in peaks if peak.overflows), None)
     steps = min(_STEPS, bundle.schedule.num_train_timesteps)
     reference = open_ort(bundle, threads=threads)
     other_bytes = lowered if native else emulated(lowered)
@@ -203,7 +202,7 @@ def measure_precision(
         steps=steps,
         images=rows,
         **_image_differences(*images),
-        overflow=str(overflow) if overflow else None,
+        overflow=next((str(peak) for peak in peaks if peak.overflows), None),
         peak=str(max(peaks, key=lambda peak: np.nan_to_num(peak.peak, nan=np.inf))),
         worst_weights=tuple(losses[:3]),
     )

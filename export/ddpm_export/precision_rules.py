@@ -43,7 +43,7 @@ POINTWISE = frozenset(_POINTWISE_NAMES.split())
 COPIES = frozenset(_COPY_NAMES.split())
 """Operators whose outputs hold values of their inputs and nothing else."""
 
-MOVEMENT = COPIES | {"AveragePool", "GlobalAveragePool", "Resize", "Upsample"}
+MOVEMENT = COPIES | {"AveragePool", "Cast", "GlobalAveragePool", "Resize", "Upsample"}
 
 FIXED_FLOAT32_INPUTS: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that are float32 whatever the node computes in: operator to positions."""

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ._version import __version__
-from .backends import BACKENDS, DEVICES, PRECISIONS
+from .backends import BACKEND_CHOICES, DEVICES, PRECISIONS
 from .bundle import Manifest, read_bundle
 from .engine import Engine, Sample, StepEvent
 from .errors import ConfigurationError
@@ -103,9 +103,7 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
 )
 @click.option("--batch-size", type=int, default=None, help="Images in flight; never changes them.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", help="Where to run.")
-@click.option(
-    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", help="With what."
-)
+@click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto", help="With what.")
 @click.option("--threads", type=int, default=None, help="[default: usable processors]")
 @click.option(
     "--precision",

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKENDS, DEVICES, PRECISIONS, open_backend
+from .backends import BACKEND_CHOICES, DEVICES, PRECISIONS, open_backend
 from .backends.base import Backend
 from .bundle import Bundle, Manifest, read_bundle
 from .errors import LifecycleError, NonFiniteError, choose
@@ -105,8 +105,9 @@ class Engine:
         Args:
             path: the ``NAME.engine`` directory that ddpm-export wrote.
             device: one of "auto", "cpu".
-            backend: one of "auto", "onnxruntime", "openvino". "auto" takes what is fastest on
-                this machine, and ``description`` says what it took and what was measured.
+            backend: one of "auto", "fastest", "onnxruntime", "openvino". "auto" takes the first
+                that is installed, so that a machine always draws the same bits; "fastest" measures
+                (about a second, once); ``description`` says what was taken and why.
             threads: threads inside an operator; None means the processors this process may use.
             precision: one of "auto", "fp32", "bf16". "auto" is what the bundle was exported in;
                 bfloat16 is faster, and its images differ.
@@ -119,7 +120,7 @@ class Engine:
                 choice, the bundle or the processor excludes.
         """
         choose("device", device, DEVICES)
-        choose("backend", backend, ["auto", *BACKENDS])
+        choose("backend", backend, BACKEND_CHOICES)
         choose("precision", precision, PRECISIONS)
         bundle = read_bundle(path)
         opened, reason = open_backend(

@@ -35,7 +35,7 @@ def two_backends(monkeypatch):
         return speeds["onnxruntime" if len(timed) % 4 in (1, 2) else "openvino"]
 
     monkeypatch.setattr(calibration, "time_rows", time_rows)
-    monkeypatch.setattr(calibration, "_is_installed", lambda _: True)
+    monkeypatch.setattr(calibration, "is_installed", lambda _: True)
     return {name: opener(name) for name in speeds}, speeds, timed
 
 

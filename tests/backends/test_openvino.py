@@ -173,7 +173,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 from ddpm_runtime import Engine
 from ddpm_runtime.errors import BackendUnavailableError
-with Engine.load(sys.argv[1]) as engine:
+with Engine.load(sys.argv[1], backend="fastest") as engine:
     assert "openvino is not installed" in engine.description, engine.description
 try:
     Engine.load(sys.argv[1], backend="openvino")

@@ -140,3 +140,10 @@ def test_build_kernels_refuses_an_unknown_architecture_with_a_message(capsys):
 
 def forbidden(module: str, sm: int):
     raise BackendUnavailableError("NVRTC is needed; install it with: pip install nvidia-cuda-nvrtc")
+
+
+def test_compiling_leaves_every_single_byte_what_it_was():
+    """An empty log is one byte long; written into Python's shared b' ' it changed that everywhere."""
+    for module in MODULES:
+        compile_module(module, 90, target="ptx")
+    assert [bytes([i])[0] for i in range(256)] == list(range(256))

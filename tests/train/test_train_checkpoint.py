@@ -254,7 +254,7 @@ for _ in range(kills):
         while True:
             number += 1
             save(number)
-    time.sleep(random.uniform(0.0, 0.04))
+    time.sleep(random.uniform(0.0, 0.25))  # a write takes 10 ms, or 100 on a busy machine
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     checkpoint = load_checkpoint(path)

@@ -18,13 +18,12 @@ from .base import Backend, NetworkBinding
 from .processors import usable_processors
 from .user_cache import UserCache
 
-__all__ = ["fastest", "time_rows"]
+__all__ = ["fastest", "is_installed", "time_rows"]
 
 _ROWS = (1, 8)  # one image, and a batch
 _BUDGET_S = 0.25  # for each backend and number of rows
 _MOST_TRIES = 50
 _MARGIN = 0.9
-_MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
 def fastest(
@@ -49,7 +48,7 @@ def fastest(
         BackendError, NetworkMismatchError: see the backend.
     """
     preferred, *others = openers
-    installed = [name for name in openers if _is_installed(_MODULES[name])]
+    installed = [name for name in openers if is_installed(name)]
     if len(installed) < 2:
         name = (installed or [preferred])[0]
         missing = ", ".join(other for other in others if other not in installed)
@@ -133,7 +132,8 @@ def _decide(seconds: Mapping[str, list[float]]) -> str:
     return chosen
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a library can be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

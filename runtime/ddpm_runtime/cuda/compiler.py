@@ -148,6 +148,8 @@ def _call(nvrtc: Any, name: str, *arguments: Any) -> Any:
 def _text(nvrtc: Any, program: Any, what: str) -> bytes:
     """A result of variable size: its size, then its bytes."""
     size: int = _call(nvrtc, f"nvrtcGet{what}Size", program)
-    text = b" " * size
+    # one byte longer than needed: Python keeps a single shared object for each bytes of length 1,
+    # and writing into that one would change it in the whole process
+    text = b" " * (size + 1)
     _call(nvrtc, f"nvrtcGet{what}", program, text)
-    return text
+    return text[:size]
