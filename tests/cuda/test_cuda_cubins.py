@@ -143,7 +143,7 @@ def forbidden(module: str, sm: int):
 
 
 def test_compiling_leaves_every_single_byte_what_it_was():
-    """An empty log is one byte long; written into Python's shared b' ' it changed that everywhere."""
+    """An empty log is one byte long; written into Python's shared b' ' it changed it everywhere."""
     for module in MODULES:
         compile_module(module, 90, target="ptx")
     assert [bytes([i])[0] for i in range(256)] == list(range(256))

@@ -237,6 +237,7 @@ import torch
 from ddpm_train.checkpoint import load_checkpoint, save_checkpoint
 from ddpm_train.unet import UNetConfig
 
+torch.set_num_threads(1)  # a pool of threads does not survive a fork
 path, kills = sys.argv[1], int(sys.argv[2])
 config = UNetConfig(image_size=8, image_channels=1)
 
@@ -254,7 +255,7 @@ for _ in range(kills):
         while True:
             number += 1
             save(number)
-    time.sleep(random.uniform(0.0, 0.25))  # a write takes 10 ms, or 100 on a busy machine
+    time.sleep(random.uniform(0.0, 0.1))  # a write takes 10 ms, or 100 on a busy machine
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     checkpoint = load_checkpoint(path)
