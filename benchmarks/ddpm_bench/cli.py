@@ -12,6 +12,7 @@ from ddpm_runtime import __version__
 
 from .gallery_command import gallery_command
 from .likelihood_command import likelihood_command
+from .overhead_command import overhead_command
 from .quality_command import quality_command
 from .speed_commands import SPEED_COMMANDS
 
@@ -27,5 +28,6 @@ def bench() -> None:
 bench.add_command(quality_command)
 bench.add_command(likelihood_command)
 bench.add_command(gallery_command)
+bench.add_command(overhead_command)
 for command in SPEED_COMMANDS:
     bench.add_command(command)

@@ -46,7 +46,7 @@ Step = Callable[[], Any]
 @click.option("--rounds", default=30, help="Timed steps of each, at most.")
 @click.option("--warm-up", default=3, help="Steps of each before the first that counts.")
 @click.option("--budget-s", default=90.0, help="For each batch size: begin no round after.")
-@click.option("--only", multiple=True, help="Peers whose name holds one of these words.")
+@click.option("--only", multiple=True, help="Ways whose name holds one of these words.")
 @click.option("--threads", type=int, default=None, help="[default: usable processors]")
 @json_option
 @click.pass_context
@@ -113,6 +113,8 @@ def _all_steps(
     program = program_for(bundle, "ddim")
     for name in BACKENDS:
         for precision in ("fp32", "bf16"):
+            if not _wanted(f"ours-{name}-{precision}", only):
+                continue
             try:
                 backend, _ = open_backend(
                     bundle, device="cpu", backend=name, threads=threads, precision=precision
@@ -130,13 +132,17 @@ def _all_steps(
         threads or usable_processors(),
     ):
         key = f"{peer.name}-{peer.precision}"
-        if only and not any(word in key for word in only):
+        if not _wanted(key, only):
             continue
         try:
             steps[key], notes[key] = peer.build(), peer.note
         except ImportError as error:
             click.echo(f"left out: {key}, {error.name} is not installed", err=True)
     return steps, notes
+
+
+def _wanted(name: str, only: tuple[str, ...]) -> bool:
+    return not only or any(word in name for word in only)
 
 
 def _cases(timed: Timed, notes: dict[str, str], network: str, batch: int) -> list[Case]:
