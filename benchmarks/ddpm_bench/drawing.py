@@ -47,6 +47,7 @@ def draw(
     spacing: str | None,
     guidance_scale: float | None,
     seed: int,
+    batch_size: int | None = None,
 ) -> Drawing:
     """Draw images 0 … n − 1 of a seed, classes dealt out in turn, progress on stderr.
 
@@ -58,6 +59,7 @@ def draw(
         spacing: which timesteps to visit; None means the engine's default.
         guidance_scale: None means the engine's default; 1 is off.
         seed: of every image.
+        batch_size: images in flight; changes speed only.
 
     Raises:
         ConfigurationError: a bad value or an impossible combination.
@@ -81,6 +83,7 @@ def draw(
             spacing=spacing,
             label=None if labels is None else [int(label) for label in labels],
             guidance_scale=guidance_scale,
+            batch_size=batch_size,
             on_step=on_step,
         )
     seconds = time.perf_counter() - started
@@ -104,7 +107,7 @@ def _engine_source(engine: Engine) -> dict[str, Any]:
     return {
         "engine": manifest.name,
         "network_sha256": manifest.files["network.onnx"].sha256,
-        "precision": manifest.network.precision,
+        "exported_precision": manifest.network.precision,
         "backend": engine.description,
         "classes": "in turn" if manifest.network.num_classes else "none",
     }

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from ddpm_runtime import Engine
+from ddpm_runtime.backends import BACKEND_CHOICES, PRECISIONS
 from ddpm_runtime.errors import ConfigurationError
 from ddpm_runtime.schedule import SPACINGS
 
@@ -55,6 +56,11 @@ _UNFAIR = [
 @click.option("--seed", default=0, help="Seed of every image drawn.")
 @click.option("--classes-in-turn", is_flag=True, help="--images holds ddpm-run's --class all.")
 @click.option("--splits", default=5, help="Sets of real images for each floor.")
+@click.option("--batch-size", type=int, default=None, help="Images in flight; changes speed only.")
+@click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto", help="With what.")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="auto", help="auto: as exported."
+)
 @click.option("--threads", type=int, default=None, help="[default: usable processors]")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Plot it (.png, .svg).")
@@ -134,12 +140,16 @@ def _check(
     """Refuse what cannot be measured, before any work."""
     if (settings["engine_path"] is None) == (images_path is None):
         raise click.UsageError("give exactly one of --engine and --images.")
-    options = ("n", "samplers", "steps", "spacing", "guidance_scale", "seed")
+    options = (
+        *("n", "samplers", "steps", "spacing", "guidance_scale", "seed"),
+        *("batch_size", "backend", "precision"),
+    )
     typed = [o for o in options if context.get_parameter_source(o) != ParameterSource.DEFAULT]
     if images_path is not None and typed:
         raise click.UsageError(
-            "-n, --sampler, --steps, --spacing, --guidance-scale and --seed draw images from "
-            "--engine; --images holds images already drawn, and all of them are measured."
+            "-n, --sampler, --steps, --spacing, --guidance-scale, --seed, --batch-size, --backend "
+            "and --precision draw images from --engine; --images holds images already drawn, and "
+            "all of them are measured."
         )
     if images_path is None and settings["classes_in_turn"]:
         raise click.UsageError("--classes-in-turn describes --images; leave it out with --engine.")
@@ -173,10 +183,13 @@ def _drawings(
         in_turn = len(judge.classes) if settings["classes_in_turn"] else 0
         yield read_images(images_path, classes_in_turn=in_turn)
         return
-    with Engine.load(settings["engine_path"], threads=settings["threads"]) as engine:
+    opening = {name: settings[name] for name in ("backend", "precision", "threads")}
+    with Engine.load(settings["engine_path"], **opening) as engine:
         _check_engine(engine, judge)
         cases = list(product(settings["samplers"] or (None,), settings["steps"] or (None,)))
-        drawn = {name: settings[name] for name in ("spacing", "guidance_scale", "seed")}
+        drawn = {
+            name: settings[name] for name in ("spacing", "guidance_scale", "seed", "batch_size")
+        }
         for sampler, steps in cases:  # refuse the last case before drawing the first
             engine.program(sampler=sampler, steps=steps, spacing=settings["spacing"])
         for sampler, steps in cases:
