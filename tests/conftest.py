@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -12,14 +13,16 @@ SHIPPED_ENGINE = Path(__file__).parent.parent / "train" / "pretrained" / "fashio
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_cache_of_the_user_is_touched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = os.environ.get("DDPM_ENGINE_CACHE")
-    os.environ["DDPM_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("user-cache"))
-    yield
-    if before is None:
-        del os.environ["DDPM_ENGINE_CACHE"]
-    else:
-        os.environ["DDPM_ENGINE_CACHE"] = before
+def _no_setting_or_cache_of_the_user_plays_a_part(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
+    ours = {
+        "DDPM_ENGINE_CACHE": str(tmp_path_factory.mktemp("user-cache")),
+        "DDPM_PLAN_CACHE": str(tmp_path_factory.mktemp("user-cache") / "plans"),
+        "DDPM_DEVICE": "cpu",  # a test that wants a GPU says so
+    }
+    with mock.patch.dict(os.environ, ours):
+        yield
 
 
 @pytest.fixture(scope="session")

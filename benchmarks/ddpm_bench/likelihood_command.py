@@ -16,6 +16,7 @@ from ddpm_runtime.bundle import Bundle, read_bundle
 from ddpm_runtime.errors import ConfigurationError
 from ddpm_runtime.program import SamplerProgram
 from ddpm_runtime.samplers import build_program
+from ddpm_runtime.samplers.ddpm import VARIANCES
 
 from .data import RealImages, read_real_images, splits_of
 from .likelihood import Bound, variational_bound
@@ -27,7 +28,7 @@ __all__ = ["likelihood_command"]
 _QUESTION = "How many bits would the network's own density need for a pixel of a real image?"
 _UNFAIR = [
     "an upper bound, not the likelihood: the gap is unknown",
-    "of the ancestral sampler with the fixed-small variance; other samplers have other densities",
+    "of the ancestral sampler with the variance named; other samplers have other densities",
     "class-conditional networks are told the label, whose bits are not counted",
 ]
 
@@ -38,6 +39,12 @@ _UNFAIR = [
 @click.option("--split", "splits", multiple=True, help="Of IDX folders.  [all of them]")
 @click.option("-n", "--num-images", "n", default=128, help="Images of each split.")
 @click.option("--steps", type=int, default=None, help="Rows of the chain.  [as in training]")
+@click.option(
+    "--variance",
+    type=click.Choice(VARIANCES),
+    default=None,
+    help="Of each step.  [learned_range if the network learned one, else fixed_small]",
+)
 @click.option("--rows-per-image", type=int, default=None, help="Rows to evaluate.  [all]")
 @click.option("--labels/--no-labels", default=True, help="Tell the network the classes.")
 @click.option("--seed", default=0, help="Of the choice of images and of their noise.")
@@ -48,8 +55,8 @@ _UNFAIR = [
 @click.pass_context
 def likelihood_command(
     context: click.Context, /, engine_path: Path, data: Path, splits: tuple[str, ...], n: int,
-    steps: int | None, threads: int | None, json_path: Path | None, plot_path: Path | None,
-    **settings: Any,
+    steps: int | None, variance: str | None, threads: int | None, json_path: Path | None,
+    plot_path: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Bound the bits per dimension of real images (Ho et al., arXiv 2006.11239 eq. 5).
 
@@ -62,8 +69,9 @@ def likelihood_command(
     check_plot(plot_path)
     check_json(json_path)
     bundle = read_bundle(engine_path)
-    program = chain_of(bundle, steps)
-    backend, _ = open_backend(bundle, device="auto", backend="auto", threads=threads)
+    variance = variance or default_variance(bundle)
+    program = chain_of(bundle, variance, steps)
+    backend, _ = open_backend(bundle, threads=threads)
     report: dict[str, Any] = {
         "report": "ddpm-bench likelihood",
         "report_version": 1,
@@ -74,6 +82,7 @@ def likelihood_command(
         "network_sha256": bundle.manifest.files["network.onnx"].sha256,
         "backend": backend.description,
         "rows": len(program),
+        "variance": variance,
         "seed": settings["seed"],
         "environment": environment(),
         "cases": [],
@@ -93,18 +102,18 @@ def likelihood_command(
         plot_likelihood(plot_path, report)
 
 
-def chain_of(bundle: Bundle, steps: int | None = None) -> SamplerProgram:
+def default_variance(bundle: Bundle) -> str:
+    """What the network learned: the range of Nichol & Dhariwal eq. 15, or no variance."""
+    return "learned_range" if bundle.manifest.network.learned_variance else "fixed_small"
+
+
+def chain_of(bundle: Bundle, variance: str, steps: int | None = None) -> SamplerProgram:
     """The ancestral sampler whose density is bounded: every training timestep unless told.
 
     Raises:
-        ConfigurationError: steps outside [1, T], or a network with a learned variance.
+        ConfigurationError: steps outside [1, T].
     """
     manifest = bundle.manifest
-    if manifest.network.learned_variance:
-        raise ConfigurationError(
-            f"{manifest.name} learned its variance; the bound is implemented for the fixed-small "
-            "variance only. Use an engine without learned variance."
-        )
     return build_program(
         "ddpm",
         schedule=bundle.schedule,
@@ -112,6 +121,7 @@ def chain_of(bundle: Bundle, steps: int | None = None) -> SamplerProgram:
         num_inference_steps=bundle.schedule.num_train_timesteps if steps is None else steps,
         spacing=manifest.defaults.spacing,
         clip=1.0 if manifest.defaults.clip_denoised else math.inf,
+        variance=variance,
     )
 
 
@@ -177,5 +187,8 @@ def _print(report: dict[str, Any]) -> None:
             )
         )
     print_rows(rows)
-    click.echo(f"\nnetwork sha256 {report['network_sha256']}, {report['rows']} rows")
+    click.echo(
+        f"\nnetwork sha256 {report['network_sha256']}, {report['rows']} rows, "
+        f"variance {report['variance']}"
+    )
     print_machine(report)

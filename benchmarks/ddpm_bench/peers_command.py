@@ -117,7 +117,7 @@ def _all_steps(
                 continue
             try:
                 backend, _ = open_backend(
-                    bundle, device="cpu", backend=name, threads=threads, precision=precision
+                    bundle, backend=name, threads=threads, precision=precision
                 )
             except DDPMError:
                 continue  # this backend or processor has it not

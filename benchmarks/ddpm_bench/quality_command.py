@@ -13,8 +13,9 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from ddpm_runtime import Engine
-from ddpm_runtime.backends import BACKEND_CHOICES, PRECISIONS
+from ddpm_runtime.backends import PRECISIONS
 from ddpm_runtime.errors import ConfigurationError
+from ddpm_runtime.runner import BACKEND_CHOICES
 from ddpm_runtime.schedule import SPACINGS
 
 from .data import class_counts, read_real_images, splits_of
@@ -57,6 +58,7 @@ _UNFAIR = [
 @click.option("--classes-in-turn", is_flag=True, help="--images holds ddpm-run's --class all.")
 @click.option("--splits", default=5, help="Sets of real images for each floor.")
 @click.option("--batch-size", type=int, default=None, help="Images in flight; changes speed only.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, or cuda:N.")
 @click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto", help="With what.")
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="auto", help="auto: as exported."
@@ -142,14 +144,14 @@ def _check(
         raise click.UsageError("give exactly one of --engine and --images.")
     options = (
         *("n", "samplers", "steps", "spacing", "guidance_scale", "seed"),
-        *("batch_size", "backend", "precision"),
+        *("batch_size", "device", "backend", "precision"),
     )
     typed = [o for o in options if context.get_parameter_source(o) != ParameterSource.DEFAULT]
     if images_path is not None and typed:
         raise click.UsageError(
-            "-n, --sampler, --steps, --spacing, --guidance-scale, --seed, --batch-size, --backend "
-            "and --precision draw images from --engine; --images holds images already drawn, and "
-            "all of them are measured."
+            "-n, --sampler, --steps, --spacing, --guidance-scale, --seed, --batch-size, --device, "
+            "--backend and --precision draw images from --engine; --images holds images already "
+            "drawn, and all of them are measured."
         )
     if images_path is None and settings["classes_in_turn"]:
         raise click.UsageError("--classes-in-turn describes --images; leave it out with --engine.")
@@ -183,7 +185,7 @@ def _drawings(
         in_turn = len(judge.classes) if settings["classes_in_turn"] else 0
         yield read_images(images_path, classes_in_turn=in_turn)
         return
-    opening = {name: settings[name] for name in ("backend", "precision", "threads")}
+    opening = {name: settings[name] for name in ("device", "backend", "precision", "threads")}
     with Engine.load(settings["engine_path"], **opening) as engine:
         _check_engine(engine, judge)
         cases = list(product(settings["samplers"] or (None,), settings["steps"] or (None,)))

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from ddpm_runtime.backends import BACKEND_CHOICES, DEVICES, PRECISIONS
+from ddpm_runtime.backends import PRECISIONS
 from ddpm_runtime.errors import ConfigurationError
+from ddpm_runtime.runner import BACKEND_CHOICES
 
 __all__ = ["check_positive", "engine_options", "json_option", "plot_option"]
 
@@ -22,7 +23,7 @@ def engine_options(command: Command) -> Command:
         click.option("--threads", type=int, default=None, help="[default: usable processors]"),
         click.option("--precision", type=click.Choice(PRECISIONS), default="auto"),
         click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto"),
-        click.option("--device", type=click.Choice(DEVICES), default="auto"),
+        click.option("--device", default="auto", help="auto, cpu, cuda, or cuda:N."),
         click.option(
             "--engine",
             "engine_path",

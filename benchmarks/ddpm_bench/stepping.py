@@ -87,11 +87,19 @@ class Stepper:
 def open_split(
     engine_path: Path, *, device: str, backend: str, precision: str, threads: int | None
 ) -> tuple[Bundle, SplitBackend]:
-    """Open a bundle's network with a clock around it."""
+    """Open a bundle's network on the processor with a clock around it.
+
+    Raises:
+        ConfigurationError: a GPU was asked for.
+        BackendError: see ``backends.open_backend``.
+    """
+    if device not in ("auto", "cpu"):
+        raise ConfigurationError(
+            f"device={device!r} was asked; this command times the loop on the processor. Use "
+            "ddpm-bench gpu for the one on a GPU."
+        )
     bundle = read_bundle(engine_path)
-    opened, reason = open_backend(
-        bundle, device=device, backend=backend, threads=threads, precision=precision
-    )
+    opened, reason = open_backend(bundle, backend=backend, threads=threads, precision=precision)
     split = SplitBackend(opened)
     split.description += f" ({reason})"
     return bundle, split

@@ -18,6 +18,8 @@ from .errors import (
     NetworkMismatchError,
     NonFiniteError,
     NotABundleError,
+    OutOfDeviceMemoryError,
+    PlanError,
 )
 from .settings import Settings
 
@@ -34,6 +36,8 @@ __all__ = [
     "NetworkMismatchError",
     "NonFiniteError",
     "NotABundleError",
+    "OutOfDeviceMemoryError",
+    "PlanError",
     "Sample",
     "Settings",
     "StepEvent",

@@ -6,11 +6,13 @@ is written).
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ._version import __version__
-from .backends import BACKEND_CHOICES, DEVICES, PRECISIONS
+from .backends import PRECISIONS
 from .bundle import Manifest, read_bundle
 from .engine import Engine, Sample, StepEvent
 from .errors import ConfigurationError
 from .images import check_destination, grid, read_picture, save_gif, save_images
 from .interpolation import slerp
 from .noise import noise
+from .runner import BACKEND_CHOICES, GRAPH_LEVELS, Opening
 from .samplers import SAMPLERS
 from .schedule import SPACINGS
 
@@ -36,15 +39,12 @@ _GIF_FRAMES = 40
 
 
 def _print_samplers(context: click.Context, _option: click.Parameter, asked: bool) -> None:
-    """One line a sampler: what it is and where it comes from."""
+    """One line a sampler, what it is and where it comes from; one line each of its options."""
     if not asked:
         return
-    row = "{:<16} {:>5} {:>10} {:>10} {:>6}  {:<38} {}"
-    click.echo(
-        row.format("sampler", "order", "evals/step", "stochastic", "steps", "options", "source")
-    )
+    row = "{:<19} {:>5} {:>10} {:>10} {:>6}  {}"
+    click.echo(row.format("sampler", "order", "evals/step", "stochastic", "steps", "source"))
     for name, sampler in SAMPLERS.items():
-        options = ", ".join(f"{key}={value}" for key, value in sampler.options.items())
         stochastic = "yes" if sampler.stochastic else "no"
         click.echo(
             row.format(
@@ -53,10 +53,17 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
                 sampler.evaluations_per_step,
                 stochastic,
                 sampler.recommended_steps,
-                options,
                 sampler.source,
             )
         )
+        for option, default in sampler.options.items():
+            shown, *others = (
+                value if isinstance(value, str) else json.dumps(value)
+                for value in (default, *sampler.choices.get(option, ()))
+            )
+            possible = ", ".join(other for other in others if other != shown)
+            click.echo(f"    {option}={shown}" + (f"  or {possible}" if possible else ""))
+    click.echo("\nOptions: --option KEY=VALUE. Names that diffusers and k-diffusion use work too.")
     context.exit()
 
 
@@ -102,15 +109,26 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
     help="Morph from one index of the seed to another.",
 )
 @click.option("--batch-size", type=int, default=None, help="Images in flight; never changes them.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", help="Where to run.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, or cuda:N.")
 @click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto", help="With what.")
 @click.option("--threads", type=int, default=None, help="[default: usable processors]")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="auto",
-    help="auto: as exported. bf16: faster, other images.",
+    help="auto: as exported. bf16 on the processor: faster, other images.",
 )
+@click.option(
+    "--lanes", type=int, default=None, help="Evaluate always so many images: same bits on a GPU."
+)
+@click.option(
+    "--graph-level",
+    type=click.Choice(GRAPH_LEVELS),
+    default="auto",
+    help="CUDA graphs: none, one a row, one for all.",
+)
+@click.option("--plan", default=None, help="TensorRT plan to use, not the plan cache's.")
+@click.option("--trust-plan", is_flag=True, help="Even if somebody else built it: native code.")
 @click.option("--gif", type=click.Path(), default=None, help="Also write the denoising as a GIF.")
 @click.option("--info", is_flag=True, help="Print the engine's manifest and exit.")
 @click.option(
@@ -125,8 +143,8 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
 @click.pass_context
 def run(
     context: click.Context, /, engine_path: str, n: int, out: str, gif: str | None, info: bool,
-    device: str, backend: str, threads: int | None, precision: str, options: tuple[str, ...],
-    picture: str | None, encode: bool, interpolate: tuple[int, int] | None, **settings: Any,
+    options: tuple[str, ...], picture: str | None, encode: bool,
+    interpolate: tuple[int, int] | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Sample images from an engine bundle."""
     if info:
@@ -135,10 +153,9 @@ def run(
     for destination in filter(None, (out, gif)):
         check_destination(destination)
     settings["sampler_options"] = _parse_options(options)
+    opening = {field.name: settings.pop(field.name) for field in fields(Opening)}
     loading = time.perf_counter()
-    with Engine.load(
-        engine_path, device=device, backend=backend, threads=threads, precision=precision
-    ) as engine:
+    with Engine.load(engine_path, **opening) as engine:
         click.echo(f"{engine.manifest.name}: {engine.description}", err=True)
         settings |= _beginning(engine, n, picture, encode, interpolate, settings)
         film = _Film(range(settings["first_index"], settings["first_index"] + min(n, 64)))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,13 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKEND_CHOICES, DEVICES, PRECISIONS, open_backend
-from .backends.base import Backend
 from .bundle import Bundle, Manifest, read_bundle
-from .errors import LifecycleError, NonFiniteError, choose
+from .errors import LifecycleError, NonFiniteError
 from .images import to_uint8
-from .lanes import Finished, HostLanes
+from .lane_pool import LanePool
 from .program import SamplerProgram
+from .runner import FinishedLane, Lanes, Opening, Runner, open_runner
 from .samplers import SAMPLERS, build_program, resolve_sampler
 from .samplers.inversion import build_inversion
 from .settings import Label, Settings, checked_images, lane_requests, with_changes
@@ -62,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepEvent:
-    """Progress, after every row.
+    """Progress: after every row, or on a CUDA device after about a fortieth of them.
 
     Args:
         rows_done: rows done so far over all images asked for.
@@ -81,13 +79,11 @@ class Engine:
     Methods may be called from several threads at once.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, reason: str) -> None:
+    def __init__(self, bundle: Bundle, runner: Runner) -> None:
         self._bundle = bundle
-        self._backend: Backend | None = backend
-        self._reason = reason
+        self._runner = runner
+        self._pool = LanePool(runner)
         self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._idle: HostLanes | None = None
         self._programs: dict[str, SamplerProgram] = {}
 
     @classmethod
@@ -99,34 +95,51 @@ class Engine:
         backend: str = "auto",
         threads: int | None = None,
         precision: str = "auto",
+        lanes: int | None = None,
+        graph_level: str = "auto",
+        plan: str | os.PathLike[str] | None = None,
+        trust_plan: bool = False,
     ) -> Engine:
         """Load an engine bundle.
 
         Args:
             path: the ``NAME.engine`` directory that ddpm-export wrote.
-            device: one of "auto", "cpu".
-            backend: one of "auto", "fastest", "onnxruntime", "openvino". "auto" takes the first
-                that is installed, so that a machine always draws the same bits; "fastest" measures
-                (about a second, once); ``description`` says what was taken and why.
+            device: "cpu", "cuda", "cuda:1", ..., or "auto": a CUDA device if there is one and a
+                library to use it, else the processor. $DDPM_DEVICE=cpu makes "auto" the processor.
+            backend: on the processor "onnxruntime", "openvino", or "fastest", which measures (about
+                a second, once); on a CUDA device "tensorrt", "tensorrt_rtx" or "onnxruntime".
+                "auto" takes the first that is installed, so that a machine always draws the same
+                bits; ``description`` says what was taken and why.
             threads: threads inside an operator; None means the processors this process may use.
-            precision: one of "auto", "fp32", "bf16". "auto" is what the bundle was exported in;
-                bfloat16 is faster, and its images differ.
+            precision: "auto" is what the bundle was exported in. "fp32" or "bf16" is for the
+                processor: bfloat16 is faster there, and its images differ.
+            lanes: images to evaluate at once. On a CUDA device always exactly so many, the rest
+                being padding: an image then has the same bits in every company. None means as many
+                as a call asks for, and on a CUDA device the last bits may differ with that number.
+            graph_level: of a CUDA device: "auto", "L0", "L1" or "L2"; see ``cuda.levels``.
+            plan: a TensorRT plan file to use instead of the plan cache.
+            trust_plan: use it although somebody else built it: it is native code.
 
         Raises:
             NotABundleError, ManifestError, IntegrityError: see ``bundle.read_bundle``.
-            BackendUnavailableError: the inference library is not installed.
+            BackendUnavailableError: no such device, or the inference library is not installed.
             NetworkMismatchError: the network is not the one the manifest describes.
+            BackendError: the library refuses the network; a plan that cannot be used.
             ConfigurationError: an unknown device, backend or precision, or one that another
-                choice, the bundle or the processor excludes.
+                choice, the bundle or the machine excludes.
         """
-        choose("device", device, DEVICES)
-        choose("backend", backend, BACKEND_CHOICES)
-        choose("precision", precision, PRECISIONS)
-        bundle = read_bundle(path)
-        opened, reason = open_backend(
-            bundle, device=device, backend=backend, threads=threads, precision=precision
+        opening = Opening(
+            device=device,
+            backend=backend,
+            threads=threads,
+            precision=precision,
+            lanes=lanes,
+            graph_level=graph_level,
+            plan=plan,
+            trust_plan=trust_plan,
         )
-        engine = cls(bundle, opened, reason=reason)
+        bundle = read_bundle(path)
+        engine = cls(bundle, open_runner(bundle, opening))
         _log.info("loaded %s on %s", engine.manifest.name, engine.description)
         return engine
 
@@ -138,7 +151,7 @@ class Engine:
     @property
     def description(self) -> str:
         """What runs the network, and why it was chosen."""
-        return f"{self._open_backend.description} ({self._reason})"
+        return self._runner.description
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -177,8 +190,7 @@ class Engine:
         asked = with_changes(settings, changes)
         program = self.program(asked)
         requests = lane_requests(asked, n, self.manifest, program)
-        lanes = self._take_lanes(min(n, asked.batch_size or _LARGEST_BATCH))
-        return self._run(lanes, program, requests, n, asked)
+        return self._run(program, requests, n, asked)
 
     def encode(self, images: NDArray[Any], *, steps: int = 100, label: Label = None) -> Float:
         """Find the x_T from which DDIM draws these images: its ODE, run from image to noise.
@@ -211,8 +223,7 @@ class Engine:
                 lane_requests(settings, n, self.manifest, program), checked, strict=True
             )
         ]
-        lanes = self._take_lanes(min(n, _LARGEST_BATCH))
-        samples = self._run(lanes, program, iter(requests), n, Settings(output="float32"))
+        samples = self._run(program, iter(requests), n, Settings(output="float32"))
         encoded = {sample.index: sample.image for sample in samples}
         return np.stack([encoded[index] for index in sorted(encoded)])
 
@@ -249,10 +260,11 @@ class Engine:
         return self._programs[key]
 
     def close(self) -> None:
-        """Release the network. Idempotent; sampling afterwards raises LifecycleError."""
-        backend, self._backend, self._idle = self._backend, None, None
-        if backend is not None:
-            backend.close()
+        """Release the network, after the calls that are under way. Idempotent.
+
+        Sampling afterwards raises LifecycleError.
+        """
+        self._pool.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -269,63 +281,57 @@ class Engine:
 
     def _run(
         self,
-        lanes: HostLanes,
         program: SamplerProgram,
         requests: Iterator[dict[str, Any]],
         n: int,
         settings: Settings,
     ) -> Iterator[Sample]:
-        """Keep the lanes full until every request is done."""
-        rows_done = 0
-        try:
-            while True:
-                for request in islice(requests, lanes.free):
-                    lanes.start(program, **request, tag=(request["index"], request["label"]))
-                if not lanes.active:
-                    break
-                rows_done += lanes.active
-                finished = lanes.advance()
-                if settings.on_step is not None:
-                    settings.on_step(
-                        StepEvent(
-                            rows_done=rows_done,
-                            rows_total=n * len(program),
-                            previews=partial(_previews, lanes, finished),
-                        )
-                    )
-                for lane in finished:
-                    yield _sample(lane, program, settings.output)
-        finally:
-            lanes.cancel()
-            self._give_back_lanes(lanes)
-
-    def _take_lanes(self, capacity: int) -> HostLanes:
-        """Lanes of this capacity: the idle ones if they fit, else new ones."""
-        backend = self._open_backend
-        with self._lock:
-            lanes, self._idle = self._idle, None
-        if lanes is not None and lanes.capacity == capacity:
-            return lanes
-        return HostLanes(backend, capacity)
-
-    def _give_back_lanes(self, lanes: HostLanes) -> None:
-        with self._lock:
-            if self._backend is not None:
-                self._idle = lanes
-
-    @property
-    def _open_backend(self) -> Backend:
-        if self._backend is None:
-            raise LifecycleError("this engine is closed; load it again with Engine.load().")
+        """Take lanes at once, so that a refusal comes before the first image is begun."""
         if os.getpid() != self._process:
             raise LifecycleError(
                 "this engine was loaded before the process forked; load it in the child, or start "
                 "workers with the 'spawn' method."
             )
-        return self._backend
+        in_flight = min(n, settings.batch_size or _LARGEST_BATCH)
+        lanes = self._pool.take(self._runner.capacity_for(in_flight))
+        return self._loop(lanes, program, requests, n, settings, in_flight)
+
+    def _loop(
+        self,
+        lanes: Lanes,
+        program: SamplerProgram,
+        requests: Iterator[dict[str, Any]],
+        n: int,
+        settings: Settings,
+        in_flight: int,
+    ) -> Iterator[Sample]:
+        """Keep the lanes full until every request is done."""
+        watched, pixels = settings.on_step is not None, settings.output == "uint8"
+        rows = self._runner.rows_at_once(len(program), watched=watched)
+        done_before = lanes.rows_done
+        try:
+            while True:
+                room = min(lanes.free, in_flight - lanes.active)
+                for request in islice(requests, room):
+                    lanes.start(program, **request, tag=(request["index"], request["label"]))
+                if not lanes.active:
+                    break
+                finished = lanes.advance(rows, pixels=pixels)
+                if settings.on_step is not None:
+                    settings.on_step(
+                        StepEvent(
+                            rows_done=lanes.rows_done - done_before,
+                            rows_total=n * len(program),
+                            previews=partial(_previews, lanes, finished, pixels),
+                        )
+                    )
+                for lane in finished:
+                    yield _sample(lane, program, pixels)
+        finally:
+            self._pool.give_back(lanes)
 
 
-def _sample(lane: Finished, program: SamplerProgram, output: str) -> Sample:
+def _sample(lane: FinishedLane, program: SamplerProgram, pixels: bool) -> Sample:
     index, label = lane.tag
     if lane.failed_row is not None:
         raise NonFiniteError(
@@ -333,11 +339,12 @@ def _sample(lane: Finished, program: SamplerProgram, output: str) -> Sample:
             f"the {program.sampler} sampler. Turn clip_denoised on, use more steps, or check the "
             "network with ddpm-export's parity report."
         )
-    image = to_uint8(lane.image) if output == "uint8" else lane.image
-    return Sample(index=index, label=label, image=image)
+    return Sample(index=index, label=label, image=lane.pixels if pixels else lane.image)
 
 
-def _previews(lanes: HostLanes, finished: list[Finished]) -> dict[int, NDArray[np.uint8]]:
-    images = lanes.images()
-    images.update({lane.tag: lane.image for lane in finished})
-    return {index: to_uint8(image) for (index, _), image in images.items()}
+def _previews(
+    lanes: Lanes, finished: list[FinishedLane], pixels: bool
+) -> dict[int, NDArray[np.uint8]]:
+    shown = {tag[0]: to_uint8(image) for tag, image in lanes.images().items()}
+    done = {lane.tag[0]: lane.pixels if pixels else to_uint8(lane.image) for lane in finished}
+    return shown | done

@@ -8,7 +8,14 @@
     │   └── IntegrityError                a file is missing, truncated or altered
     ├── BackendError                      the inference library failed
     │   ├── BackendUnavailableError       ... is not installed; the message has the pip line
-    │   └── NetworkMismatchError          ... has not the inputs and outputs the manifest says
+    │   ├── NetworkMismatchError          ... has not the inputs and outputs the manifest says
+    │   ├── OutOfDeviceMemoryError        the GPU has not the memory that was asked for
+    │   ├── GraphError                    a CUDA graph could not be captured or instantiated
+    │   └── PlanError                     a TensorRT plan that cannot be built or used
+    │       ├── PlanBuildError            ... TensorRT refuses the network or the GPU
+    │       ├── PlanMismatchError         ... for another library, version, GPU, CUDA or network
+    │       ├── DamagedPlanError          ... truncated or altered, or no plan file at all
+    │       └── UntrustedPlanError        ... this user did not build; loading one runs its code
     ├── NonFiniteError                    an image came out with NaN or infinity
     ├── LifecycleError                    calls in the wrong order, or after close()
     ├── CheckpointError                   a training checkpoint that cannot be used safely
@@ -30,14 +37,21 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DDPMError",
+    "DamagedPlanError",
     "DataError",
+    "GraphError",
     "IntegrityError",
     "LifecycleError",
     "ManifestError",
     "NetworkMismatchError",
     "NonFiniteError",
     "NotABundleError",
+    "OutOfDeviceMemoryError",
     "ParityError",
+    "PlanBuildError",
+    "PlanError",
+    "PlanMismatchError",
+    "UntrustedPlanError",
 ]
 
 
@@ -75,6 +89,34 @@ class BackendUnavailableError(BackendError):
 
 class NetworkMismatchError(BackendError):
     """The network does not have the inputs and outputs its manifest describes."""
+
+
+class OutOfDeviceMemoryError(BackendError):
+    """The GPU has not the memory that was asked for."""
+
+
+class GraphError(BackendError):
+    """A CUDA graph could not be captured or instantiated; plain launches still work."""
+
+
+class PlanError(BackendError):
+    """A TensorRT plan that cannot be built or used."""
+
+
+class PlanBuildError(PlanError):
+    """TensorRT refuses the network, or cannot build for this GPU."""
+
+
+class PlanMismatchError(PlanError):
+    """A plan for another library, version, GPU, CUDA or network."""
+
+
+class DamagedPlanError(PlanError):
+    """A plan file that is truncated or altered, or no plan file at all."""
+
+
+class UntrustedPlanError(PlanError):
+    """A plan that this user did not build; loading one runs its code."""
 
 
 class NonFiniteError(DDPMError):

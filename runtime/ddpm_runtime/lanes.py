@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Backend, NetworkBinding
+from .backends.base import Backend, NetworkBinding, NetworkShape
 from .errors import ConfigurationError, LifecycleError
 from .guidance import guide
+from .images import to_uint8
 from .noise import fill_noise, noise
 from .portable_math import exp
 from .program import SamplerProgram
 
-__all__ = ["Finished", "HostLanes", "Known"]
+__all__ = ["Finished", "HostLanes", "Known", "check_fits"]
 
 Float = NDArray[np.float32]
 
@@ -82,6 +83,31 @@ class Finished:
     image: Float
     failed_row: int | None
 
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """(H, W, C) uint8."""
+        return to_uint8(self.image)
+
+
+def check_fits(shape: NetworkShape, program: SamplerProgram, guidance_scale: float) -> None:
+    """Refuse to start what a network cannot do.
+
+    Raises:
+        ConfigurationError: a learned variance, or guidance, of a network that has none.
+    """
+    channels = shape.image[0]
+    if program.learns_variance and shape.prediction_channels != 2 * channels:
+        raise ConfigurationError(
+            f"the {program.sampler} program needs a network that predicts {2 * channels} channels, "
+            f"half of them the variance; this one predicts {shape.prediction_channels}. Choose a "
+            "fixed variance."
+        )
+    if guidance_scale != 1.0 and not shape.num_classes:
+        raise ConfigurationError(
+            f"guidance_scale={guidance_scale} was asked of an unconditional network; leave it at 1 "
+            "(off)."
+        )
+
 
 class HostLanes:
     """Up to ``capacity`` images in flight over one network.
@@ -103,6 +129,7 @@ class HostLanes:
         self.capacity = capacity
         conditional = self.shape.num_classes > 0
         self._binding: NetworkBinding = backend.allocate(capacity * (2 if conditional else 1))
+        self.rows_done = 0  # over all lanes, since these were made
         self._lanes: list[_Lane] = []
         self._registers: list[Float] = [self._buffer()]
         self._next: list[Float] = [self._buffer()]
@@ -144,16 +171,11 @@ class HostLanes:
 
         Raises:
             LifecycleError: no lane is free.
-            ConfigurationError: a program that does not fit the network.
+            ConfigurationError: a program or guidance that does not fit the network.
         """
         if not self.free:
             raise LifecycleError(f"all {self.capacity} lanes are in flight; call advance() first.")
-        if program.learns_variance and self.shape.prediction_channels != 2 * self.shape.image[0]:
-            raise ConfigurationError(
-                f"the {program.sampler} program needs a network that predicts "
-                f"{2 * self.shape.image[0]} channels, half of them the variance; this one predicts "
-                f"{self.shape.prediction_channels}. Choose a fixed variance."
-            )
+        check_fits(self.shape, program, guidance_scale)
         while len(self._registers) < program.registers:
             self._registers.append(self._buffer())
             self._next.append(self._buffer())
@@ -180,18 +202,45 @@ class HostLanes:
             x_T *= np.float32(program.initial_scale)
         self._restore_known(x_T, self._lanes[lane:])
 
+    def advance(self, rows: int = 1, *, pixels: bool = False) -> list[Finished]:
+        """Move every active lane up to ``rows`` rows; return the lanes that finished or failed.
+
+        Args:
+            rows: how many, ≥ 1.
+            pixels: whether ``pixels`` of what finished will be read, or ``image``; here both can.
+
+        Raises:
+            BackendError: the network failed; every lane keeps the state after its last row.
+        """
+        if rows < 1:
+            raise ConfigurationError(f"rows must be ≥ 1; got {rows}.")
+        finished: list[Finished] = []
+        for _ in range(rows):
+            finished += self._advance_row() if self.active else []
+        return finished
+
+    def images(self) -> dict[Any, Float]:
+        """x_t of every lane in flight, by tag: copies of shape (C, H, W), for previews."""
+        return {lane.tag: self._registers[0][i].copy() for i, lane in enumerate(self._lanes)}
+
+    def cancel(self, unwanted: Callable[[Any], bool] = lambda tag: True) -> int:
+        """Free every lane whose tag is unwanted; return how many."""
+        lanes = [i for i, lane in enumerate(self._lanes) if unwanted(lane.tag)]
+        for i in reversed(lanes):
+            self._release(i)
+        return len(lanes)
+
+    def close(self) -> None:
+        """Free every lane. Idempotent; on the host there is nothing else to release."""
+        self.cancel()
+
+    # --- the row -------------------------------------------------------------------------------
+
     @np.errstate(
         over="ignore", invalid="ignore"
     )  # a lane that overflows is reported, not warned of
-    def advance(self) -> list[Finished]:
-        """Move every active lane one row; return the lanes that finished or failed.
-
-        Raises:
-            BackendError: the network failed; every lane keeps the state it had.
-        """
+    def _advance_row(self) -> list[Finished]:
         n = self.active
-        if not n:
-            return []
         column = self._columns()
         x_t, x_0, z = self._registers[0][:n], self._x_0[:n], self._z[:n]
 
@@ -218,21 +267,11 @@ class HostLanes:
 
         for lane in self._lanes:
             lane.row += 1
+        self.rows_done += n
         self._restore_known(self._registers[0], self._lanes)
         return self._retire()
 
-    def images(self) -> dict[Any, Float]:
-        """x_t of every lane in flight, by tag: copies of shape (C, H, W), for previews."""
-        return {lane.tag: self._registers[0][i].copy() for i, lane in enumerate(self._lanes)}
-
-    def cancel(self, unwanted: Callable[[Any], bool] = lambda tag: True) -> int:
-        """Free every lane whose tag is unwanted; return how many."""
-        lanes = [i for i, lane in enumerate(self._lanes) if unwanted(lane.tag)]
-        for i in reversed(lanes):
-            self._release(i)
-        return len(lanes)
-
-    # --- the pieces of advance -----------------------------------------------------------------
+    # --- the pieces of a row -------------------------------------------------------------------
 
     def _columns(self) -> Callable[[str], Any]:
         """Look up a program column for all lanes: shape (lanes or 1, …) ready to broadcast."""
@@ -282,13 +321,17 @@ class HostLanes:
         for j in range(1, len(terms)):
             weight = weights[:, j]
             if weight.any():
-                out += np.multiply(weight[:, None, None, None], terms[j], out=term)
+                np.multiply(weight[:, None, None, None], terms[j], out=term)
+                if not weight.all():
+                    term[weight == 0.0] = 0.0  # left out, even where it is infinite
+                out += term
 
     def _learned_noise(self, z: Float, v: Float, column: Callable[[str], Any]) -> Float:
         """z times the deviation the network chose, element by element."""
         low, high = column("log_sigma_min"), column("log_sigma_max")
-        half = np.float32(0.5)
-        return exp(low + (v * half + half) * (high - low)) * z
+        half, span = np.float32(0.5), high - low
+        share = np.where(span == 0.0, np.float32(0), (v * half + half) * span)  # nothing to choose
+        return exp(low + share) * z
 
     def _restore_known(self, x_t: Float, lanes: list[_Lane]) -> None:
         """Put the given part of each image back, on the level its lane is at; see Known."""

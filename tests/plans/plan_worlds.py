@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ddpm_runtime.bundle import Bundle, Defaults, Image, Manifest, Network
-from ddpm_runtime.cuda.errors import OutOfDeviceMemoryError
+from ddpm_runtime.errors import OutOfDeviceMemoryError
 from ddpm_runtime.plans import Gpu, PlanKey, PlanSpec
 from ddpm_runtime.schedule import make_schedule
 from helpers.tiny_engine import tiny_network_bytes
@@ -49,7 +49,7 @@ class FakeDevice:
 
     def __init__(self, log: list[tuple[Any, ...]], gpu: Gpu = GPU, memory: int = 1 << 40) -> None:
         self.log = log
-        self.name, self.sm = gpu.name, gpu.sm
+        self.name, self.sm, self.ordinal = gpu.name, gpu.sm, 0
         self._memory = memory
         self._version = int(float(gpu.cuda) * 1000)
         self.driver = SimpleNamespace(call=self._call)

@@ -13,13 +13,13 @@ from plan_worlds import FakeDevice, small_bundle
 from ddpm_runtime.backends import ort_cuda
 from ddpm_runtime.backends.ort_cuda import open_ort_cuda
 from ddpm_runtime.cuda.base import DeviceBuffers
-from ddpm_runtime.cuda.errors import OutOfDeviceMemoryError
 from ddpm_runtime.errors import (
     BackendError,
     BackendUnavailableError,
     ConfigurationError,
     LifecycleError,
     NetworkMismatchError,
+    OutOfDeviceMemoryError,
 )
 
 STREAM = 0xABC
@@ -124,8 +124,10 @@ def fake(monkeypatch):
     return module
 
 
-def opened(fake, bundle=None, **options):
-    return open_ort_cuda(bundle or small_bundle(), FakeDevice(fake.calls), **options)
+def opened(fake, bundle=None, *, ordinal=0, **options):
+    device = FakeDevice(fake.calls)
+    device.ordinal = ordinal
+    return open_ort_cuda(bundle or small_bundle(), device, **options)
 
 
 def provider_options(fake):

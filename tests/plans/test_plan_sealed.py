@@ -8,8 +8,7 @@ import stat
 import pytest
 from plan_worlds import key_for
 
-from ddpm_runtime.errors import ConfigurationError
-from ddpm_runtime.plans.errors import DamagedPlanError, UntrustedPlanError
+from ddpm_runtime.errors import ConfigurationError, DamagedPlanError, UntrustedPlanError
 from ddpm_runtime.plans.sealed import read_header, read_sealed, user_secret, write_sealed
 
 SECRET = bytes(range(32))

@@ -15,7 +15,7 @@ from simulated_library import (
 
 from ddpm_runtime.backends.ort import open_ort
 from ddpm_runtime.cuda import CudaLanes, open_device
-from ddpm_runtime.cuda.errors import OutOfDeviceMemoryError
+from ddpm_runtime.errors import OutOfDeviceMemoryError
 from ddpm_runtime.lanes import HostLanes
 from ddpm_runtime.samplers import build_program
 

@@ -10,12 +10,12 @@ from plan_worlds import FakeDevice, key_for, small_bundle
 
 from ddpm_runtime.backends.tensorrt import open_tensorrt
 from ddpm_runtime.cuda.base import DeviceBuffers
-from ddpm_runtime.cuda.errors import OutOfDeviceMemoryError
 from ddpm_runtime.errors import (
     BackendError,
     ConfigurationError,
     LifecycleError,
     NetworkMismatchError,
+    OutOfDeviceMemoryError,
 )
 from ddpm_runtime.plans import PlanCache, PlanError, library_of
 from ddpm_runtime.plans.sealed import write_sealed

@@ -203,7 +203,10 @@ BAD = {
     "strength without image": ({"strength": 0.5}, "give image"),
     "mask without image": ({"mask": np.ones((8, 8))}, "give image"),
     "image alone": ({"image": UINT8}, "strength"),
-    "mask of another shape": ({"image": UINT8, "mask": np.ones((4, 4))}, r"\(8, 8\)"),
+    "mask of another shape": (
+        {"image": UINT8, "mask": np.ones((4, 4))},
+        r"mask must be \(8, 8\).*got shape \(4, 4\)",
+    ),
     "mask outside [0, 1]": ({"image": UINT8, "mask": np.full((8, 8), 2.0)}, r"\[0, 1\]"),
     "image of another size": ({"image": UINT8[:4], "strength": 0.5}, "8, 8, 1"),
     "image in float64": ({"image": np.zeros((1, 8, 8)), "strength": 0.5}, "uint8 or float32"),

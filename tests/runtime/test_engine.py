@@ -184,8 +184,9 @@ def test_a_closed_engine_says_to_load_again(tiny_engine_path):
 def test_an_image_that_is_not_finite_is_an_error_that_names_it(tmp_path):
     path = write_tiny_engine(tmp_path / "e.engine")
     with Engine.load(path) as engine:
-        binding = engine._backend.allocate
-        engine._backend.allocate = lambda capacity: poisoned(binding(capacity))
+        backend = engine._runner.backend
+        binding = backend.allocate
+        backend.allocate = lambda capacity: poisoned(binding(capacity))
         with pytest.raises(NonFiniteError, match=r"image 0 .* row 0 of 10"):
             engine.sample(1)
 

@@ -318,3 +318,42 @@ def test_a_fixed_variance_program_ignores_the_variance_a_network_learned():
 def test_capacity_below_one_is_refused():
     with pytest.raises(ConfigurationError, match="batch size"):
         HostLanes(FunctionBackend(lambda x, t, y: x, IMAGE), 0)
+
+
+def test_an_infinite_answer_disturbs_a_lane_no_more_in_company_than_alone():
+    """x0 of an infinite epsilon is clipped, so a program that uses x0 alone goes on."""
+
+    def network(x, t, label):
+        return np.where(x[:, :1, :1, :1] > 0, np.float32(np.inf), 0 * x)
+
+    programs = [program("dpmpp_2m", 4, clip=1.0), random_program(1, 4, 0)]  # one that uses epsilon
+    start = np.full(IMAGE, 0.5, np.float32)
+    alone = HostLanes(FunctionBackend(network, IMAGE), 1)
+    alone.start(programs[0], seed=0, index=0, initial=start)
+    (expected,) = alone.advance(4)
+    assert expected.failed_row is None
+    company = HostLanes(FunctionBackend(network, IMAGE), 2)
+    company.start(programs[0], seed=0, index=0, initial=start, tag="same")
+    company.start(programs[1], seed=0, index=1, tag="other")
+    found = {lane.tag: lane for lane in company.advance(4)}
+    assert found["same"].image.tobytes() == expected.image.tobytes()
+
+
+def test_several_rows_at_once_are_the_same_rows():
+    lanes = [HostLanes(FunctionBackend(lambda x, t, y: 0.1 * x, IMAGE), 3) for _ in range(2)]
+    for one in lanes:
+        for index in range(3):
+            one.start(program("ddim", 5 + index), seed=0, index=index, tag=index)
+    slow = [lane for _ in range(7) for lane in lanes[0].advance()]
+    quick = lanes[1].advance(9)
+    assert [lane.tag for lane in slow] == [lane.tag for lane in quick] == [0, 1, 2]
+    assert all((a.image == b.image).all() for a, b in zip(slow, quick, strict=True))
+    assert lanes[0].rows_done == lanes[1].rows_done == 5 + 6 + 7
+    with pytest.raises(ConfigurationError, match="rows must be ≥ 1"):
+        lanes[0].advance(0)
+
+
+def test_guidance_of_an_unconditional_network_is_refused():
+    lanes = HostLanes(FunctionBackend(lambda x, t, y: x, IMAGE), 1)
+    with pytest.raises(ConfigurationError, match="unconditional"):
+        lanes.start(program("ddim", 3), seed=0, index=0, guidance_scale=2.0)

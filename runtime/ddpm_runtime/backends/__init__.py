@@ -1,4 +1,4 @@
-"""Which backends there are, and how one is chosen."""
+"""Which backends the processor has, and how one is chosen; CUDA devices: ``cuda.runner``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from .ov import open_openvino
 
 __all__ = [
     "BACKENDS",
-    "BACKEND_CHOICES",
-    "DEVICES",
     "PRECISIONS",
     "Backend",
     "FunctionBackend",
@@ -25,9 +23,7 @@ __all__ = [
     "open_backend",
 ]
 
-DEVICES = ("auto", "cpu")
-
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def _open_ort(bundle: Bundle, *, threads: int | None, precision: str) -> Backend:
@@ -46,22 +42,18 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "openvino": open_openvino,
 }
 
-BACKEND_CHOICES = ("auto", "fastest", *BACKENDS)
-
 
 def open_backend(
     bundle: Bundle,
     *,
-    device: str,
-    backend: str,
-    threads: int | None,
+    backend: str = "auto",
+    threads: int | None = None,
     precision: str = "auto",
 ) -> tuple[Backend, str]:
-    """Open a bundle's network.
+    """Open a bundle's network on the processor.
 
     Args:
         bundle: the bundle.
-        device: one of :data:`DEVICES`.
         backend: a key of :data:`BACKENDS`; "auto" for the first of them that is installed, so that
             a machine always draws the same bits; "fastest" for the one that measures fastest.
         threads: see ``open_ort``.
@@ -75,7 +67,7 @@ def open_backend(
         BackendUnavailableError, BackendError, NetworkMismatchError: see the backend.
     """
     choose("precision", precision, PRECISIONS)
-    choose("backend", backend, BACKEND_CHOICES)
+    choose("backend", backend, ("auto", "fastest", *BACKENDS))
     options: dict[str, Any] = {"threads": threads, "precision": precision}
     if backend not in ("auto", "fastest"):
         return BACKENDS[backend](bundle, **options), "asked for"

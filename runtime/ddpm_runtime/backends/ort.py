@@ -51,9 +51,14 @@ def open_ort(bundle: Bundle, *, threads: int | None = None) -> OrtBackend:
             bundle.network_bytes, options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime raises many unrelated types
+        remedy = "Export the checkpoint again with ddpm-export."
+        if bundle.manifest.network.precision == "bf16":
+            remedy = (
+                "It computes no bfloat16 on the processor: use device='cuda', or the fp32 bundle "
+                "with backend='openvino', precision='bf16' (pip install 'ddpm-engine[openvino]')."
+            )
         raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the network: {error}. "
-            "Export the checkpoint again with ddpm-export."
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the network: {error}. {remedy}"
         ) from error
     shape = NetworkShape.from_bundle(bundle)
     _check_signature(session, shape)

@@ -44,7 +44,6 @@ def open_ort_cuda(
     bundle: Bundle,
     device: Device,
     *,
-    ordinal: int = 0,
     own_graph: bool = True,
     tf32: bool = False,
     prefer_nhwc: bool | None = None,
@@ -54,7 +53,6 @@ def open_ort_cuda(
     Args:
         bundle: what :func:`~ddpm_runtime.bundle.read_bundle` returned.
         device: where it runs; it stays the caller's.
-        ordinal: the device's number, as it was opened with.
         own_graph: let ONNX Runtime capture a CUDA graph of the network and replay it.
         tf32: let float32 layers round their inputs to ten bits. Off: then "fp32" means it.
         prefer_nhwc: let convolutions run channels-last, which tensor cores want; None means yes,
@@ -80,7 +78,7 @@ def open_ort_cuda(
     if prefer_nhwc is None:
         prefer_nhwc = bundle.manifest.network.precision != "bf16"
     options = {
-        "device_id": str(ordinal),
+        "device_id": str(device.ordinal),
         "use_tf32": str(int(tf32)),
         "prefer_nhwc": str(int(prefer_nhwc)),
         "cudnn_conv_use_max_workspace": "1",
@@ -171,7 +169,7 @@ class OrtCudaBackend:
 
     def failure(self, what: str, error: Exception) -> BackendError:
         """The error for something ONNX Runtime would not do, with its own words."""
-        from ..cuda.errors import OutOfDeviceMemoryError
+        from ..errors import OutOfDeviceMemoryError
 
         library = f"ONNX Runtime {self._onnxruntime.__version__}"
         words = str(error)

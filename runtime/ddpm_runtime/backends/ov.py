@@ -327,6 +327,11 @@ def _check_precision(bundle: Bundle, precision: str) -> str:
             f"this bundle is {own}, which is written in its graph; OpenVINO is given fp32 bundles "
             "only. Use backend='onnxruntime' with precision='auto', or export an fp32 bundle."
         )
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ConfigurationError(
+            f"precision={precision!r} was asked; on the processor there are fp32 and bf16. Use one "
+            f"of them, or write a bundle with ddpm-export --precision {precision} for a GPU."
+        )
     return "fp32" if precision == "auto" else precision
 
 

@@ -13,9 +13,9 @@
 Nothing here is imported by ``import ddpm_runtime``, and cuda-bindings only when a device is opened.
 """
 
+from ..errors import GraphError, OutOfDeviceMemoryError
 from .base import DeviceBackend, DeviceBinding, DeviceBuffers
 from .device import Device, open_device
-from .errors import GraphError, OutOfDeviceMemoryError
 from .executor import CudaLanes, lanes_that_fit
 from .outbox import DeviceFinished
 

@@ -48,10 +48,14 @@ def open_device(ordinal: int = 0, *, driver: Driver | None = None) -> Device:
 
 
 class Device:
-    """One GPU; make it with :func:`open_device`."""
+    """One GPU; make it with :func:`open_device`.
+
+    ``ordinal`` is the number it was opened with, ``sm`` its compute capability times ten.
+    """
 
     def __init__(self, driver: Driver, ordinal: int) -> None:
         self.driver = driver
+        self.ordinal = ordinal
         count = driver.call("cuDeviceGetCount", purpose="count the GPUs")
         if not 0 <= ordinal < count:
             raise BackendUnavailableError(

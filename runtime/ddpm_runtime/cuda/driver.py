@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import BackendError, BackendUnavailableError, missing_extra
-from .errors import GraphError, OutOfDeviceMemoryError
+from ..errors import (
+    BackendError,
+    BackendUnavailableError,
+    GraphError,
+    OutOfDeviceMemoryError,
+    missing_extra,
+)
 
 __all__ = ["MINIMUM_DRIVER", "Driver", "load_driver"]
 

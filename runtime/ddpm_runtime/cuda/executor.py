@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, ConfigurationError, LifecycleError
-from ..lanes import Known
+from ..errors import BackendError, ConfigurationError, LifecycleError, OutOfDeviceMemoryError
+from ..lanes import Known, check_fits
 from ..program import MAX_REGISTERS, SamplerProgram
 from .base import DeviceBackend
 from .device import Device
-from .errors import OutOfDeviceMemoryError
 from .kernels import load_kernels
 from .levels import RowLoop
 from .memory import LaneMemory
@@ -108,6 +107,7 @@ class CudaLanes:
             raise ConfigurationError(f"registers must be in [1, {MAX_REGISTERS}]; got {registers}.")
         self.shape = shape = backend.shape
         self.capacity = capacity
+        self.rows_done = 0  # over all lanes, since these were made
         self._buckets = _checked_buckets(buckets, capacity, conditional=shape.num_classes > 0)
         self._most_registers = registers
         self._device = device
@@ -283,21 +283,11 @@ class CudaLanes:
     def _check_start(self, program: SamplerProgram, guidance_scale: float) -> None:
         if not self.free:
             raise LifecycleError(f"all {self.capacity} lanes are in flight; call advance() first.")
-        if program.learns_variance and self.shape.prediction_channels != 2 * self.shape.image[0]:
-            raise ConfigurationError(
-                f"the {program.sampler} program needs a network that predicts "
-                f"{2 * self.shape.image[0]} channels, half of them the variance; this one predicts "
-                f"{self.shape.prediction_channels}. Choose a fixed variance."
-            )
+        check_fits(self.shape, program, guidance_scale)
         if program.registers > self._most_registers:
             raise ConfigurationError(
                 f"the {program.sampler} program has {program.registers} registers; these lanes "
                 f"have {self._most_registers}. Make them with registers={program.registers}."
-            )
-        if guidance_scale != 1.0 and not self.shape.num_classes:
-            raise ConfigurationError(
-                f"guidance_scale={guidance_scale} was asked of an unconditional network; leave it "
-                "at 1 (off)."
             )
 
     def _flush(self) -> None:
@@ -331,6 +321,7 @@ class CudaLanes:
         for slot, lane in self._slots.lanes.items():
             found = progress[slot]
             expected = None if rows is None else min(lane.row + rows, len(lane.program))
+            self.rows_done += int(found["next"]) - lane.row
             lane.row, lane.failed = int(found["next"]), int(found["failed"])
             if expected is not None and lane.failed < 0 and lane.row != expected:
                 raise BackendError(

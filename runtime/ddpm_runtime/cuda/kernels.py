@@ -15,10 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, OutOfDeviceMemoryError
 from .compiler import Compiled, compile_module, compiler_name, source_sha256
 from .device import Device, Module
-from .errors import OutOfDeviceMemoryError
 
 __all__ = ["CUBINS", "THREADS", "Kernels", "find_image", "load_kernels", "select_cubin"]
 

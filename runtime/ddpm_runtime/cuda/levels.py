@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from ..errors import BackendError, ConfigurationError, choose
+from ..errors import BackendError, ConfigurationError, GraphError, choose
 from .device import Device, Stream
-from .errors import GraphError
 from .graph import DeviceGraph
 
 __all__ = ["LEVELS", "UNROLLED_ROWS", "RowLoop", "RowWork"]

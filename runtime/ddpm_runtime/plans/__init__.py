@@ -7,19 +7,18 @@ progress.py  one line on a terminal while that takes
 sealed.py    a plan on disk: hash, seal, header
 cache.py     plans by key; locks; why one was built again
 loading.py   a plan for this machine, every check before any deserialisation
-errors.py    what can go wrong
 """
 
-from .build import BuiltPlan, plan_from_onnx
-from .cache import CachedPlan, PlanCache, default_cache_directory
-from .engine import PlanEngine, library_failure
-from .errors import (
+from ..errors import (
     DamagedPlanError,
     PlanBuildError,
     PlanError,
     PlanMismatchError,
     UntrustedPlanError,
 )
+from .build import BuiltPlan, plan_from_onnx
+from .cache import CachedPlan, PlanCache, default_cache_directory
+from .engine import PlanEngine, library_failure
 from .library import LIBRARIES, TensorRT, library_of, load_library
 from .loading import LoadedPlan, plan_from_cache, plan_from_file
 from .progress import ProgressLine

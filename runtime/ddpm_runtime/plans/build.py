@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigurationError
-from .errors import PlanBuildError
+from ..errors import ConfigurationError, PlanBuildError
 from .library import TensorRT
 from .progress import ProgressLine, monitor_for
 from .spec import PlanSpec

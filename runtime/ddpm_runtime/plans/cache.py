@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigurationError
-from .errors import DamagedPlanError, PlanError, UntrustedPlanError
+from ..errors import ConfigurationError, DamagedPlanError, PlanError, UntrustedPlanError
 from .sealed import Sealed, Secret, read_header, read_sealed, user_secret, write_sealed
 from .spec import PlanKey
 

@@ -152,7 +152,7 @@ def library_failure(library: TensorRT, what: str) -> BackendError:
         library: which did not do it.
         what: "load the plan".
     """
-    from ..cuda.errors import OutOfDeviceMemoryError
+    from ..errors import OutOfDeviceMemoryError
 
     words = library.last_words()
     if re.search(r"out ?of ?memory", words.replace("_", " "), re.IGNORECASE):

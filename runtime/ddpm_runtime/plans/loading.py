@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import PlanMismatchError
 from .build import plan_from_onnx
 from .cache import PlanCache
-from .errors import PlanMismatchError
 from .library import TensorRT
 from .progress import ProgressLine
 from .sealed import Sealed, read_sealed

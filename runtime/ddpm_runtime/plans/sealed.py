@@ -29,8 +29,7 @@ from typing import BinaryIO
 import msgspec
 
 from ..atomic import atomic_file
-from ..errors import ConfigurationError
-from .errors import DamagedPlanError, UntrustedPlanError
+from ..errors import ConfigurationError, DamagedPlanError, UntrustedPlanError
 from .spec import PlanKey
 
 __all__ = ["Sealed", "Secret", "read_header", "read_sealed", "user_secret", "write_sealed"]
