@@ -9,6 +9,10 @@ package, first the tests nearest to the file, then all fast tests of tests/sampl
 failure kills it. Survivors are printed with their line, for a person to judge: a test is missing,
 or the mutant does what the original does.
 
+What survives rightly does what the original does: a limit that was refused before it is reached, an
+index into a single register, a term of a series below rounding, how many near names are looked for
+when one is told.
+
 Not mutated: text, annotations, ``__all__``, and the tables of names (their numbers are opinions).
 The unchanged package is run first and must survive. Not part of ``make test``: it takes minutes to
 hours.
@@ -41,6 +45,7 @@ NEAREST = {
     "trajectory.py": ["test_trajectories.py"],
     "__init__.py": ["test_registry.py"],
     "aliases.py": ["test_registry.py"],
+    "options.py": ["test_registry.py"],
     "_rows.py": ["test_registry.py", "test_program_checks.py"],
 }
 SKIPPED_NAMES = {"__all__", "SAMPLERS", "ALIASES"}

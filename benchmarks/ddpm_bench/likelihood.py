@@ -2,20 +2,25 @@
 
     L     = L_T + Σ_rows L_row + L_0                                                     eq. 5
     L_T   = KL( q(x_T | x_0) ‖ p(x_T) )
-    L_row = KL( q(x_s | x_t, x_0) ‖ p(x_s | x_t) ) = (w_x0 / σ)² · |x_0 − x̂_0|² / 2      eq. 8
+    L_row = KL( q(x_s | x_t, x_0) ‖ p(x_s | x_t) )                                       eq. 8
+          = Σ_pixels  log(σ/√β̃) + (β̃ + w_x0²·(x_0 − x̂_0)²) / (2·σ²) − ½
     L_0   = −log p(x_0 | x_t of the last row), a Gaussian over each pixel's bin          eq. 13
 
 in bits (nats / ln 2) over the number of pixels times channels. Row t → s of the "ddpm" program
-with the fixed-small variance has mean w_x·x_t + w_x0·x̂_0 and deviation σ: those very numbers are
-used, so the bound is that of the sampler as it runs, clipping included, for any subset of
-timesteps. The last row adds no noise when it samples; its density has the deviation of the row
-before, as in Ho et al.'s code. Nothing is clamped: a pixel the network finds impossible costs
-what it costs.
+has mean w_x·x_t + w_x0·x̂_0 and deviation σ, the posterior the same mean of x_0 and variance β̃:
+those very numbers are used, so the bound is that of the sampler as it runs, clipping included,
+for any subset of timesteps. A learned variance is the network's second half of channels, read as
+the program reads it, pixel by pixel (L_vlb of Nichol & Dhariwal).
+
+The last row adds no noise when it samples. Its density has a fixed variance of the β̃ of the row
+before, as in Ho et al.'s code (for fixed_large too), or a learned one. Nothing is clamped: a
+pixel the network finds impossible costs what it costs.
 
 Expectations over x_t use one draw each, from the image's own noise, so a figure does not depend
 on batch size. Works through any backend; no PyTorch.
 
-Source: Ho, Jain & Abbeel, arXiv 2006.11239, equations as numbered above.
+Sources: Ho, Jain & Abbeel, arXiv 2006.11239, equations as numbered above; Nichol & Dhariwal,
+arXiv 2102.09672 eq. 15 and §3.1.
 """
 
 from __future__ import annotations
@@ -84,7 +89,8 @@ def variational_bound(
 
     Args:
         backend: the network.
-        program: the "ddpm" sampler with its fixed-small variance, S ≥ 2 rows.
+        program: the "ddpm" sampler with any of its variances, S ≥ 2 rows. A network that learned
+            its variance can be bounded with a fixed one, not the other way round.
         images: (N, H, W, C) uint8.
         labels: (N,) class of each image; None means "no class".
         seed: of the noise; image i uses index i.
@@ -95,9 +101,10 @@ def variational_bound(
         on_progress: called with the number of network rows just evaluated.
 
     Raises:
-        ConfigurationError: another sampler or variance, or a value out of range.
+        ConfigurationError: another sampler, a network that predicts no variance where one is
+            wanted, or a value out of range.
     """
-    deviation = _checked_deviation(program, backend)
+    _check_chain(program, backend)
     rows_per_image = len(program) if rows_per_image is None else rows_per_image
     if not 2 <= rows_per_image <= len(program):
         raise ConfigurationError(
@@ -113,7 +120,7 @@ def variational_bound(
     for chosen, rows, weights in plan:
         told = None if labels is None else labels[chosen]
         denoised = _denoise(backend, binding, program, clean[chosen], told, chosen, rows, seed)
-        terms = _terms(program, deviation, clean[chosen], rows, *denoised) * bits_per_nat
+        terms = _terms(program, clean[chosen], rows, *denoised) * bits_per_nat
         np.add.at(per_image, chosen, weights * terms)
         np.add.at(sums, rows, terms)
         np.add.at(visits, rows, 1.0)
@@ -156,27 +163,32 @@ def _mills(a: Array) -> Array:
     return inverse * (1.0 - squared * (1.0 - 3.0 * squared))
 
 
-def _checked_deviation(program: SamplerProgram, backend: Backend) -> Array:
-    """(S,) σ of every row; the last row's is that of the row before.
+def _check_chain(program: SamplerProgram, backend: Backend) -> None:
+    """Refuse what is not a chain whose bound this file computes.
 
     Raises:
-        ConfigurationError: not the chain whose bound this file computes.
+        ConfigurationError: another sampler, too few rows, or a variance the network lacks.
     """
-    if program.sampler != "ddpm" or program.registers != 1 or not program.keeps_variance:
+    if program.sampler != "ddpm":
         raise ConfigurationError(
-            f"the bound is that of the ddpm sampler with variance=fixed_small; got a "
-            f"{program.sampler} program of {program.registers} registers."
+            f"only the ddpm sampler's chain has a density to bound; got a {program.sampler} "
+            "program. Choose sampler=ddpm, with any variance."
         )
-    if program.learns_variance or backend.shape.prediction_channels != backend.shape.image[0]:
+    channels = backend.shape.image[0]
+    if program.learns_variance and backend.shape.prediction_channels != 2 * channels:
         raise ConfigurationError(
-            "this network also predicts a variance; the bound is implemented for the fixed-small "
-            "variance only. Use an engine without learned variance."
+            f"a learned variance needs a network that predicts {2 * channels} channels, half of "
+            f"them the variance; this one predicts {backend.shape.prediction_channels}. "
+            "Choose variance=fixed_small or fixed_large."
         )
     if len(program) < 2:
         raise ConfigurationError("a bound needs at least 2 steps; use as many as in training.")
-    deviation: Array = program.weights[:, 0, 3].copy()
-    deviation[-1] = deviation[-2]
-    return deviation
+
+
+def _posterior_variance(program: SamplerProgram) -> Array:
+    """(S,) β̃ of every row, from its mean: w_x²·noise_t² + β̃ = noise_s²; the last row's is 0."""
+    kept: Array = program.weights[:, 0, 0] * program.noise[:-1]
+    return (program.noise[1:] - kept) * (program.noise[1:] + kept)
 
 
 def _clean(images: NDArray[np.uint8], backend: Backend) -> Array:
@@ -235,8 +247,11 @@ def _denoise(
     indices: Rows,
     rows: Rows,
     seed: int,
-) -> tuple[Array, Array]:
-    """x_t drawn from q(x_t | x_0), and the network's x̂_0 for it, both (rows, D) float64."""
+) -> tuple[Array, Array, Array]:
+    """x_t drawn from q(x_t | x_0); the network's x̂_0 and v for it. All (rows, D) float64.
+
+    v is (rows, 0) where the network predicts no variance.
+    """
     count = len(rows)
     epsilon = np.empty((count, clean.shape[1]), np.float32)
     fill_noise(
@@ -252,27 +267,43 @@ def _denoise(
     binding.timestep[:count] = program.timesteps[rows]
     binding.label[:count] = backend.shape.num_classes if labels is None else labels
     binding.run(count)
-    m = binding.prediction[:count].reshape(count, -1).astype(np.float64)
+    answers = binding.prediction[:count].reshape(count, -1).astype(np.float64)
+    pixels = clean.shape[1]
+    m, v = answers[:, :pixels], answers[:, pixels:]
     x_0 = program.x0_from_x[rows, None] * x_t + program.x0_from_m[rows, None] * m
     bound = program.clip[rows, None]
-    return x_t, np.clip(x_0, -bound, bound)
+    return x_t, np.clip(x_0, -bound, bound), v
 
 
 def _terms(
-    program: SamplerProgram, deviation: Array, clean: Array, rows: Rows, x_t: Array, x_0: Array
+    program: SamplerProgram, clean: Array, rows: Rows, x_t: Array, x_0: Array, v: Array
 ) -> Array:
     """The row's term of each visit, in nats: eq. 8, or eq. 13 for the last row."""
-    from_x, from_x0 = program.weights[rows, 0, 0], program.weights[rows, 0, 2]
-    sigma = deviation[rows]
-    nats: Array = 0.5 * (from_x0 / sigma) ** 2 * ((clean - x_0) ** 2).sum(axis=1)
+    from_x, from_x0 = program.weights[rows, 0, 0, None], program.weights[rows, 0, 2, None]
+    sigma = _deviation(program, rows, v)
+    nats = np.empty(len(rows))
     last = rows == len(program) - 1
-    if last.any():
-        mean = from_x[last, None] * x_t[last] + from_x0[last, None] * x_0[last]
-        nats[last] = _decoder(clean[last], mean, deviation[-1])
+    inner = ~last
+    posterior = _posterior_variance(program)[rows[inner], None]
+    ratio = posterior / sigma[inner] ** 2
+    error = (from_x0[inner] * (clean - x_0)[inner] / sigma[inner]) ** 2
+    nats[inner] = 0.5 * (error + (ratio - 1.0 - np.log(ratio))).sum(axis=1)
+    mean = from_x[last] * x_t[last] + from_x0[last] * x_0[last]
+    nats[last] = _decoder(clean[last], mean, sigma[last])
     return nats
 
 
-def _decoder(clean: Array, mean: Array, deviation: float) -> Array:
+def _deviation(program: SamplerProgram, rows: Rows, v: Array) -> Array:
+    """σ of each visit's density: (rows, 1), or (rows, D) where it is learned."""
+    if program.log_sigma_min is None or program.log_sigma_max is None:
+        fixed = program.weights[:, 0, 3].copy()
+        fixed[-1] = math.sqrt(_posterior_variance(program)[-2])
+        return np.asarray(fixed[rows, None], dtype=np.float64)
+    low, high = program.log_sigma_min[rows, None], program.log_sigma_max[rows, None]
+    return np.asarray(np.exp(low + (v + 1.0) / 2.0 * (high - low)), dtype=np.float64)
+
+
+def _decoder(clean: Array, mean: Array, deviation: Array) -> Array:
     """L_0 of each image in nats: the outermost bins reach to infinity. Source: eq. 13."""
     low = np.where(clean <= -1.0 + HALF_BIN, -np.inf, (clean - HALF_BIN - mean) / deviation)
     high = np.where(clean >= 1.0 - HALF_BIN, np.inf, (clean + HALF_BIN - mean) / deviation)

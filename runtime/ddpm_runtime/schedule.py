@@ -40,6 +40,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 _MAX_BETA = 0.999  # Nichol & Dhariwal (arXiv 2102.09672) §3.2: clip to avoid a singular last step
+_MIN_BETA = 1e-8  # leaves a trace in float64
 _MAX_FILE_BYTES = 1 << 24  # a file of betas; a million of them fit
 
 
@@ -72,8 +73,9 @@ class NoiseSchedule:
         if not inside.all():
             at = int(np.argmin(inside))
             raise ConfigurationError(
-                f"every beta must lie in (0, 1); betas[{at}] is {betas[at]!r}. "
-                "Choose smaller ends, or rescale the schedule."
+                f"every beta must lie in (0, 1); betas[{at}] is {float(betas[at])!r}. "
+                f"The nearest valid choice is {_MAX_BETA if betas[at] >= 1 else _MIN_BETA:g}: "
+                "choose other ends, or rescale the schedule."
             )
         betas.flags.writeable = False
         alphas_cumprod = np.cumprod(1.0 - betas)
@@ -154,7 +156,7 @@ def _sigmoid(T: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) ->
     """ᾱ follows a falling sigmoid. Source: Jabri et al. (RIN), arXiv 2212.11972, Algorithm 1."""
     u = np.arange(T + 1, dtype=np.float64) / T
     logistic = 1.0 / (1.0 + np.exp(-(u * (end - start) + start) / tau))
-    return _betas_of((logistic[-1] - logistic) / (logistic[-1] - logistic[0]))
+    return _betas_of(logistic[-1] - logistic)  # ratios only: what scales ᾱ_0 to 1 cancels
 
 
 def _geometric(T: int, beta: float = 0.02) -> Array:

@@ -114,10 +114,9 @@ def _quadratic(T: int, steps: int, schedule: NoiseSchedule | None) -> Array:
 
     Where that repeats a timestep (many steps) the next free one is taken.
     """
-    last = min(0.8 * T, T - 1.0)
     if steps == 1:
-        return np.array([np.floor(last)])
-    rising = np.floor(np.linspace(0.0, np.sqrt(last), steps) ** 2)
+        return np.array([np.floor(0.8 * T)])
+    rising = np.floor(np.linspace(0.0, np.sqrt(0.8 * T), steps) ** 2)
     steps_taken = np.arange(steps, dtype=np.float64)
     return np.asarray(np.maximum.accumulate(rising - steps_taken) + steps_taken)[::-1]
 

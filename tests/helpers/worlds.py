@@ -17,7 +17,7 @@ import numpy as np
 from ddpm_runtime.schedule import karras_sigmas, make_schedule, timestep_spacing
 from ddpm_runtime.trajectory import discrete_trajectory, edm_trajectory
 
-from . import oracles
+from . import oracles, solver_oracles
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,16 @@ def _single(sampler, order, data, solver_type):
     fractions = [j / order for j in range(1, order)]
     oracle_options = {"order": order, "data": data, "solver_type": solver_type}
     return Case(
-        sampler, {"solver_type": solver_type}, oracles.singlestep, oracle_options, inside(fractions)
+        sampler,
+        {"solver_type": solver_type},
+        solver_oracles.singlestep,
+        oracle_options,
+        inside(fractions),
     )
 
 
 def _multi(sampler, order, **options):
-    return Case(sampler, options, oracles.dpmpp_multistep, {"order": order, **options})
+    return Case(sampler, options, solver_oracles.dpmpp_multistep, {"order": order, **options})
 
 
 CASES = [
@@ -158,12 +162,12 @@ CASES = [
     _same("euler", oracles.euler),
     _same("euler_ancestral", oracles.euler_ancestral),
     _same("euler_ancestral", oracles.euler_ancestral, eta=0.4),
-    _same("heun", oracles.heun, heun_visits),
+    _same("heun", solver_oracles.heun, heun_visits),
     _multi("dpmpp_2m", 2),
     _multi("dpmpp_2m", 2, solver_type="heun"),
     _multi("dpmpp_3m", 3),
     _multi("dpmpp_3m", 3, published=True),
-    Case("dpmpp_2m_sde", {}, oracles.dpmpp_multistep, {"order": 2, "eta": 1.0}),
+    Case("dpmpp_2m_sde", {}, solver_oracles.dpmpp_multistep, {"order": 2, "eta": 1.0}),
     _multi("dpmpp_2m_sde", 2, eta=0.5),
     _multi("dpmpp_2m_sde", 2, eta=0.0),
     _multi("dpmpp_2m_sde", 2, eta=1.0, solver_type="heun"),
@@ -171,15 +175,15 @@ CASES = [
     *(_single("dpmpp_3s", 3, True, kind) for kind in ("midpoint", "heun")),
     *(_single("dpm_solver_2s", 2, False, kind) for kind in ("midpoint", "heun")),
     *(_single("dpm_solver_3s", 3, False, kind) for kind in ("midpoint", "heun")),
-    _same("unipc", oracles.unipc),
+    _same("unipc", solver_oracles.unipc),
     *(
-        _same("unipc", oracles.unipc, order=order, solver_type=kind)
+        _same("unipc", solver_oracles.unipc, order=order, solver_type=kind)
         for order in (1, 2, 3)
         for kind in ("bh1", "bh2")
     ),
-    _same("ipndm", oracles.ipndm),
-    *(_same("ipndm", oracles.ipndm, order=order) for order in (1, 2, 3, 4)),
-    _same("plms", oracles.plms, plms_visits),
+    _same("ipndm", solver_oracles.ipndm),
+    *(_same("ipndm", solver_oracles.ipndm, order=order) for order in (1, 2, 3, 4)),
+    _same("plms", solver_oracles.plms, plms_visits),
     _same("langevin", oracles.langevin, repeated(5, last=1)),
     _same("langevin", oracles.langevin, repeated(2, last=1), inner_steps=2, step_size=0.7),
     _same("predictor_corrector", oracles.predictor_corrector, repeated(2)),

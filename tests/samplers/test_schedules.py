@@ -60,12 +60,12 @@ def test_sigmoid_signal_is_the_falling_logistic():
     ]
     assert np.allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-9)
     assert schedule.betas[-1] == 0.999
-    plain = make_schedule("sigmoid", 200)
-    u = 100 / 200
-    middle = (1 / (1 + math.exp(-3)) - 1 / (1 + math.exp(-(u * 6 - 3)))) / (
+    plain = make_schedule("sigmoid", 200)  # from −3 to 3, tau = 1
+    u = 50 / 200
+    quarter = (1 / (1 + math.exp(-3)) - 1 / (1 + math.exp(-(u * 6 - 3)))) / (
         1 / (1 + math.exp(-3)) - 1 / (1 + math.exp(3))
     )
-    assert plain.alphas_cumprod[99] == pytest.approx(middle, rel=1e-9)
+    assert plain.alphas_cumprod[49] == pytest.approx(quarter, rel=1e-9)
 
 
 def test_geometric_betas_are_a_series_that_ends_at_beta():
@@ -74,7 +74,7 @@ def test_geometric_betas_are_a_series_that_ends_at_beta():
     assert np.allclose(betas[1:] / betas[:-1], 1 / 0.7, rtol=1e-12)
     assert make_schedule("geometric", 10).betas[-1] == pytest.approx(0.02)
     for beta in (0.0, 1.0, -0.1):
-        with pytest.raises(ConfigurationError, match=r"beta must lie in \(0, 1\)"):
+        with pytest.raises(ConfigurationError, match=rf"^beta must lie in \(0, 1\); got {beta}"):
             make_schedule("geometric", 30, beta=beta)
 
 
@@ -190,11 +190,11 @@ def test_a_whole_timestep_is_not_lost_to_rounding():
 @pytest.mark.parametrize(
     ("betas", "named"),
     [
-        ([0.1, 0.0, 0.2], r"betas\[1\]"),
-        ([0.1, 1.0, 0.2], r"betas\[1\]"),
-        ([0.1, 0.2, 1.5], r"betas\[2\]"),
-        ([-0.1], r"betas\[0\]"),
-        ([0.1, math.nan], r"betas\[1\]"),
+        ([0.1, 0.0, 0.2], r"in \(0, 1\); betas\[1\] is 0\.0\..*nearest valid choice is 1e-08"),
+        ([0.1, 1.0, 0.2], r"in \(0, 1\); betas\[1\] is 1\.0\..*nearest valid choice is 0\.999"),
+        ([0.1, 0.2, 1.5], r"in \(0, 1\); betas\[2\] is 1\.5\..*nearest valid choice is 0\.999"),
+        ([-0.1], r"in \(0, 1\); betas\[0\] is -0\.1\..*nearest valid choice is 1e-08"),
+        ([0.1, math.nan], r"betas\[1\] is nan"),
         ([], "vector"),
         ([[0.1]], "vector"),
         ([1e-20, 0.1], "too small"),
@@ -203,6 +203,10 @@ def test_a_whole_timestep_is_not_lost_to_rounding():
 def test_betas_outside_the_open_interval_are_refused_by_index(betas, named):
     with pytest.raises(ConfigurationError, match=named):
         NoiseSchedule(np.array(betas))
+
+
+def test_the_nearest_betas_named_in_a_refusal_are_accepted():
+    assert (np.diff(NoiseSchedule(np.array([1e-8, 0.5, 0.999])).alphas_cumprod) < 0).all()
 
 
 def test_only_the_last_beta_may_be_one():
@@ -214,6 +218,10 @@ def test_unknown_names_and_options_get_the_nearest():
         make_schedule("liner")
     with pytest.raises(ConfigurationError, match="Did you mean 'beta_end'"):
         make_schedule("linear", beta_ends=0.1)
+    with pytest.raises(
+        ConfigurationError, match=r"unknown option.*'T'; possible: beta_end, beta_start"
+    ):
+        make_schedule("linear", 10, T=5)
     with pytest.raises(ConfigurationError, match="≥ 1; got 0"):
         make_schedule("linear", 0)
     with pytest.raises(ConfigurationError, match="too small"):
@@ -233,6 +241,15 @@ def test_betas_are_read_from_json_and_npy(tmp_path: Path):
         assert found.dtype == np.float64
         assert found.tolist() == betas
         assert make_schedule("custom", 3, betas=found).num_train_timesteps == 3
+
+
+def test_a_file_of_betas_that_are_none_is_refused_by_index(tmp_path: Path):
+    (tmp_path / "betas.json").write_text("[0.1, 1.2, 0.3]")
+    betas = betas_from_file(tmp_path / "betas.json")
+    with pytest.raises(ConfigurationError, match=r"betas\[1\] is 1\.2\..*nearest valid choice"):
+        make_schedule("custom", len(betas), betas=betas)
+    with pytest.raises(ConfigurationError, match="got 3 betas for num_train_timesteps=4"):
+        make_schedule("custom", 4, betas=betas)
 
 
 class _Canary:
@@ -260,7 +277,7 @@ class _Canary:
 def test_files_that_hold_no_betas_are_refused_by_name(tmp_path: Path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigurationError, match=name):
+    with pytest.raises(ConfigurationError, match=rf"{name}.*numpy\.save\(path, betas\)"):
         betas_from_file(tmp_path / name)
 
 

@@ -53,7 +53,13 @@ def test_quadratic_is_the_authors_sequence():
             assert (found >= authors).all()
     assert timestep_spacing("quadratic", 1000, 1).tolist() == [800.0]
     assert timestep_spacing("quadratic", 3, 3).tolist() == [2.0, 1.0, 0.0]
+    assert timestep_spacing("quadratic", 4, 2).tolist() == [3.0, 0.0]
     assert timestep_spacing("quadratic", 1000, 1000).tolist() == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize("name", ["trailing", "linspace", "karras", "log_snr"])
+def test_a_single_step_starts_where_there_is_least_signal(name):
+    assert timestep_spacing(name, 50, 1, make_schedule("linear", 50)).tolist() == [49.0]
 
 
 def test_karras_spacing_has_equal_steps_of_the_seventh_root_of_sigma():

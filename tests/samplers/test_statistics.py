@@ -28,6 +28,15 @@ LANES, SHAPE = 100, (1, 40, 50)  # 200,000 pixels, each a chain of its own
 SCHEDULE = make_schedule("linear", 100, beta_start=1e-3, beta_end=0.2)
 
 
+R2 = "R2: |z| of mean and variance, N = 200,000 (bar 5)"
+R3 = "R3: p of KS and χ², a mixture at N = 100,000 (bar 1e-6)"
+R4 = "R4: |z| of correlations between lanes and between rows (bar 5)"
+
+
+def scores(found):
+    return " and ".join(f"{one:.2g}" for one in found)
+
+
 def draw(number):
     """The library's noise for draw ``number`` of every image of seed 7: (200,000,) float64."""
     out = np.empty((LANES, np.prod(SHAPE)), np.float32)
@@ -89,14 +98,16 @@ def chain(p, epsilon):
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_moments_of_the_float64_chain_are_the_exact_recursion(variance):
+def test_moments_of_the_float64_chain_are_the_exact_recursion(variance, figures):
     at = levels()
     x = chain(program(variance), lambda x, row: gaussian_epsilon(x, *at[row]))
-    assert max(z_scores(x, variance)) < 5
+    found = z_scores(x, variance)
+    figures.each(R2, f"{variance} in float64", scores(found))
+    assert max(found) < 5
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_moments_of_the_shipped_executor_are_the_exact_recursion(variance):
+def test_moments_of_the_shipped_executor_are_the_exact_recursion(variance, figures):
     """The same in float32, through HostLanes."""
     a = SCHEDULE.alphas_cumprod
 
@@ -112,7 +123,9 @@ def test_moments_of_the_shipped_executor_are_the_exact_recursion(variance):
     while lanes.active:
         finished += lanes.advance()
     x = np.stack([lane.image for lane in finished]).astype(np.float64)
-    assert max(z_scores(x, variance)) < 5
+    found = z_scores(x, variance)
+    figures.each(R2, f"{variance} as shipped", scores(found))
+    assert max(found) < 5
 
 
 def mutated(p, **columns):
@@ -140,9 +153,11 @@ def wrong_variance(p):
 
 
 @pytest.mark.parametrize("mutant", [off_by_one, one_percent, wrong_variance])
-def test_the_moments_have_the_power_to_find_planted_mutants(mutant):
+def test_the_moments_have_the_power_to_find_planted_mutants(mutant, figures):
     x = chain(*mutant(program("fixed_small")))
-    assert max(z_scores(x, "fixed_small")) > 5
+    found = z_scores(x, "fixed_small")
+    figures.each(R2, f"planted {mutant.__name__}", scores(found))
+    assert max(found) > 5
 
 
 def test_program_checks_refuse_the_one_percent_mutant_outright():
@@ -215,13 +230,19 @@ def p_values(x, cdf):
     return stats.kstest(u, "uniform").pvalue, stats.chisquare(counts).pvalue
 
 
-def test_a_mixture_has_the_law_of_the_finite_chain(mixture_program, exact_cdf):
-    assert min(p_values(mixture_chain(mixture_program), exact_cdf)) > 1e-6
+def test_a_mixture_has_the_law_of_the_finite_chain(mixture_program, exact_cdf, figures):
+    found = p_values(mixture_chain(mixture_program), exact_cdf)
+    figures.each(R3, "right", scores(found))
+    assert min(found) > 1e-6
 
 
 @pytest.mark.parametrize("planted", [{"shift": 1}, {"reused": True}], ids=str)
-def test_the_law_has_the_power_to_find_planted_mutants(mixture_program, exact_cdf, planted):
-    assert min(p_values(mixture_chain(mixture_program, **planted), exact_cdf)) < 1e-6
+def test_the_law_has_the_power_to_find_planted_mutants(
+    mixture_program, exact_cdf, planted, figures
+):
+    found = p_values(mixture_chain(mixture_program, **planted), exact_cdf)
+    figures.each(R3, f"planted {next(iter(planted))}", scores(found))
+    assert min(found) < 1e-6
 
 
 # --- R4: noise wiring -----------------------------------------------------------------------------
@@ -262,9 +283,11 @@ def correlation_scores(z):
 
 
 @pytest.mark.parametrize("seeds", [[3] * 12, list(range(12))], ids=["one-seed", "many-seeds"])
-def test_noise_of_lanes_and_steps_is_uncorrelated(seeds):
+def test_noise_of_lanes_and_steps_is_uncorrelated(seeds, figures):
     z = noise_that_reached_the_lanes(seeds)
-    assert max(correlation_scores(z)) < 5
+    found = correlation_scores(z)
+    figures.each(R4, "one seed" if len(set(seeds)) == 1 else "many seeds", scores(found))
+    assert max(found) < 5
     # and it is the noise that its coordinates name: row k draws number k + 1
     for row, lane in ((0, 0), (1, 3), (39, 11)):
         index = lane if len(set(seeds)) == 1 else 0

@@ -11,6 +11,7 @@ from ddpm_runtime.errors import ConfigurationError
 from ddpm_runtime.samplers import compile_program
 from ddpm_runtime.schedule import karras_sigmas, make_schedule
 from ddpm_runtime.trajectory import PREDICTION_TYPES, discrete_trajectory, edm_trajectory
+from helpers import mixture
 
 SCHEDULE = make_schedule("linear", 100)
 
@@ -45,6 +46,13 @@ def test_edm_networks_are_preconditioned_as_table_1_says():
     assert trajectory.initial_scale == sigmas[0]
     default = edm_trajectory(sigmas)
     assert default.x0_from_x == pytest.approx(0.25 / (sigma**2 + 0.25))
+
+
+def test_a_hand_made_trajectory_starts_from_unit_noise_unless_told():
+    made = mixture.smooth_trajectory(np.linspace(-4.0, 3.0, 5))
+    assert made.initial_scale == 1.0
+    assert compile_program("ddim", made).initial_scale == 1.0
+    assert compile_program("ddim", replace(made, initial_scale=3.0)).initial_scale == 3.0
 
 
 def test_taking_levels_repeats_them_and_ends_where_the_trajectory_ends():

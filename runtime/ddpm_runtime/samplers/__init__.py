@@ -6,13 +6,12 @@ a file with such a function and an entry to :data:`SAMPLERS`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import ConfigurationError, choose
+from ..errors import ConfigurationError
 from ..program import SamplerProgram
 from ..schedule import NoiseSchedule, timestep_spacing
 from ..trajectory import Trajectory, discrete_trajectory
@@ -24,6 +23,7 @@ from .dpm_solver_singlestep import dpm_solver_2s, dpm_solver_3s, dpmpp_2s, dpmpp
 from .euler import euler, euler_ancestral
 from .heun import heun
 from .langevin import langevin, predictor_corrector
+from .options import check_options, choices_of, defaults_of
 from .pndm import ipndm, plms
 from .repaint import repaint
 from .unipc import unipc
@@ -65,8 +65,12 @@ class Sampler:
     @property
     def options(self) -> dict[str, Any]:
         """Options of this sampler and their defaults."""
-        parameters = list(inspect.signature(self.build).parameters.values())
-        return {p.name: p.default for p in parameters[1:] if p.name != "clip"}
+        return defaults_of(self.build)
+
+    @property
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """The possible values of those options that have a list of them."""
+        return choices_of(self.build)
 
 
 def _entry(
@@ -190,8 +194,7 @@ def compile_program(
     """
     name, implied = resolve_sampler(sampler)
     chosen = SAMPLERS[name]
-    for option in options:
-        choose(f"option of the {name} sampler", option, chosen.options)
+    check_options(name, chosen.build, options)
     return chosen.build(trajectory, clip=clip, **{**implied, **options})
 
 

@@ -96,7 +96,7 @@ def usable_orders(trajectory: Trajectory, order: int) -> list[int]:
     orders, run = [], 0
     for i in range(len(trajectory)):
         run = run + 1 if finite[i] else 0
-        orders.append(max(1, min(order, run)) if finite[i + 1] else 1)
+        orders.append(min(order, run) if finite[i] and finite[i + 1] else 1)
     return orders
 
 

@@ -40,6 +40,8 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "edm": ("heun", {}),
     "dpm_solver++": ("dpmpp_2m", {}),
     "dpm_solver++_2m": ("dpmpp_2m", {}),
+    "dpm_solver++_2m_sde": ("dpmpp_2m_sde", {}),
+    "dpm_solver++_sde_2m": ("dpmpp_2m_sde", {}),
     "dpm_solver++_3m": ("dpmpp_3m", {}),
     "dpm_solver++_2s": ("dpmpp_2s", {}),
     "dpm_solver++_3s": ("dpmpp_3s", {}),

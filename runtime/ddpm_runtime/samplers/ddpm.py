@@ -10,13 +10,16 @@ timesteps this is the respaced chain of Nichol & Dhariwal. The variance σ² is 
     learned         exp(v), v the second half of the network's channels
     learned_range   exp(u·log β + (1 − u)·log β̃), u = (v + 1)/2
 
-β and β̃ are those between the two levels visited. No noise is added by the last step.
+β and β̃ are those between the two levels visited. No noise is added by the last step, whose β̃ is 0;
+the learned range there is that of the density of the decoder, with the β̃ of the step before.
 
 Sources: Ho, Jain & Abbeel, arXiv 2006.11239 eq. 7, 11 and §3.2; Nichol & Dhariwal,
 arXiv 2102.09672 eq. 15 and §4. Order 1; one network evaluation a step.
 """
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +29,17 @@ from ..program import SamplerProgram
 from ..trajectory import Trajectory
 from ._rows import posterior_deviation, single_register_program
 
-__all__ = ["VARIANCES", "ddpm"]
+__all__ = ["VARIANCES", "Variance", "ddpm"]
 
-VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+VARIANCES: tuple[str, ...] = get_args(Variance)
 
 Array = NDArray[np.float64]
 
 
-def ddpm(trajectory: Trajectory, *, clip: float, variance: str = "fixed_small") -> SamplerProgram:
+def ddpm(
+    trajectory: Trajectory, *, clip: float, variance: Variance = "fixed_small"
+) -> SamplerProgram:
     """Compile ancestral sampling.
 
     Args:
@@ -60,8 +66,8 @@ def ddpm(trajectory: Trajectory, *, clip: float, variance: str = "fixed_small") 
         if variance == "learned":
             low, high = np.full_like(small, -0.5), np.full_like(small, 0.5)
         else:
-            low = np.log(np.where(noisy, small, 1.0))
-            high = np.log(np.where(noisy, large, 1.0))
+            decoder = small[-2] if len(small) > 1 else large[-1]
+            low, high = np.log(np.where(noisy, small, decoder)), np.log(large)
         columns = {"log_sigma_min": low, "log_sigma_max": high}
     return single_register_program(
         "ddpm",

@@ -27,6 +27,8 @@ stochastic one: 2 in law, measured on a linear network); one network evaluation 
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,16 +38,17 @@ from ..trajectory import Trajectory
 from ._rows import Symbols, phi, program_from_weights, usable_orders
 from .ddim import checked_eta
 
-__all__ = ["SOLVER_TYPES", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"]
+__all__ = ["SOLVER_TYPES", "SolverType", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"]
 
-SOLVER_TYPES = ("midpoint", "heun")
+SolverType = Literal["midpoint", "heun"]
+SOLVER_TYPES: tuple[str, ...] = get_args(SolverType)
 _FEW_STEPS = 15
 
 Array = NDArray[np.float64]
 
 
 def dpmpp_2m(
-    trajectory: Trajectory, *, clip: float, solver_type: str = "midpoint"
+    trajectory: Trajectory, *, clip: float, solver_type: SolverType = "midpoint"
 ) -> SamplerProgram:
     """Compile DPM-Solver++(2M).
 
@@ -61,7 +64,7 @@ def dpmpp_2m(
 
 
 def dpmpp_2m_sde(
-    trajectory: Trajectory, *, clip: float, eta: float = 1.0, solver_type: str = "midpoint"
+    trajectory: Trajectory, *, clip: float, eta: float = 1.0, solver_type: SolverType = "midpoint"
 ) -> SamplerProgram:
     """Compile SDE-DPM-Solver++(2M).
 

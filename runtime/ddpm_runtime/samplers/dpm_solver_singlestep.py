@@ -32,7 +32,7 @@ from ..errors import choose
 from ..program import SamplerProgram
 from ..trajectory import Trajectory
 from ._rows import epsilon_of, phi, runge_kutta_program, to_level
-from .dpm_solver_multistep import SOLVER_TYPES
+from .dpm_solver_multistep import SOLVER_TYPES, SolverType
 
 __all__ = ["dpm_solver_2s", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s"]
 
@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 
 
 def dpmpp_2s(
-    trajectory: Trajectory, *, clip: float, solver_type: str = "midpoint"
+    trajectory: Trajectory, *, clip: float, solver_type: SolverType = "midpoint"
 ) -> SamplerProgram:
     """Compile DPM-Solver++(2S).
 
@@ -56,21 +56,21 @@ def dpmpp_2s(
 
 
 def dpmpp_3s(
-    trajectory: Trajectory, *, clip: float, solver_type: str = "midpoint"
+    trajectory: Trajectory, *, clip: float, solver_type: SolverType = "midpoint"
 ) -> SamplerProgram:
     """Compile DPM-Solver++(3S). Arguments as for :func:`dpmpp_2s`."""
     return _singlestep("dpmpp_3s", trajectory, clip, (1 / 3, 2 / 3), solver_type, of_x_0=True)
 
 
 def dpm_solver_2s(
-    trajectory: Trajectory, *, clip: float, solver_type: str = "midpoint"
+    trajectory: Trajectory, *, clip: float, solver_type: SolverType = "midpoint"
 ) -> SamplerProgram:
     """Compile DPM-Solver-2. Arguments as for :func:`dpmpp_2s`."""
     return _singlestep("dpm_solver_2s", trajectory, clip, (1 / 2,), solver_type, of_x_0=False)
 
 
 def dpm_solver_3s(
-    trajectory: Trajectory, *, clip: float, solver_type: str = "midpoint"
+    trajectory: Trajectory, *, clip: float, solver_type: SolverType = "midpoint"
 ) -> SamplerProgram:
     """Compile DPM-Solver-3. Arguments as for :func:`dpmpp_2s`."""
     fractions = (1 / 3, 2 / 3)

@@ -24,6 +24,8 @@ appendix B (iPNDM). PLMS' warm-up: CompVis latent-diffusion, ``plms.py``.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,17 +35,18 @@ from ._rows import Symbols, checked_order, epsilon_of, program_from_weights, to_
 
 __all__ = ["ipndm", "plms"]
 
-_ADAMS_BASHFORTH = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
+Order = Literal[1, 2, 3, 4]
+
+_ADAMS_BASHFORTH = {  # order 1 is DDIM
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 Array = NDArray[np.float64]
 
 
-def ipndm(trajectory: Trajectory, *, clip: float, order: int = 4) -> SamplerProgram:
+def ipndm(trajectory: Trajectory, *, clip: float, order: Order = 4) -> SamplerProgram:
     """Compile iPNDM.
 
     Args:
@@ -54,7 +57,7 @@ def ipndm(trajectory: Trajectory, *, clip: float, order: int = 4) -> SamplerProg
     Raises:
         ConfigurationError: an order there are no registers for.
     """
-    checked_order(order, (1, 2, 3, 4), "iPNDM keeps that many network answers")
+    checked_order(order, get_args(Order), "iPNDM keeps that many network answers")
     row = Symbols(order)
     weights = [
         _multistep_row(row, trajectory, t, t + 1, used=min(t + 1, order))
@@ -89,9 +92,7 @@ def _multistep_row(row: Symbols, trajectory: Trajectory, t: int, s: int, used: i
     if used == 1:
         x_s = to_level(row.x_t, row.x_0, trajectory, t, s)
     else:
-        mean = sum(
-            c * answer for c, answer in zip(_ADAMS_BASHFORTH[used - 1], history, strict=False)
-        )
+        mean = sum(c * answer for c, answer in zip(_ADAMS_BASHFORTH[used], history, strict=False))
         x_s = _along(row.x_t, mean, trajectory, t, s)
     return np.stack([x_s, *history[: len(row.r) - 1]])
 

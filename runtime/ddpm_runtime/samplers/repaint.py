@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from ..program import SamplerProgram
 from ..trajectory import Trajectory
-from .ddpm import ddpm
+from .ddpm import Variance, ddpm
 
 __all__ = ["repaint"]
 
@@ -29,7 +29,7 @@ def repaint(
     clip: float,
     jump_length: int = 10,
     jump_count: int = 10,
-    variance: str = "fixed_small",
+    variance: Variance = "fixed_small",
 ) -> SamplerProgram:
     """Compile RePaint.
 
@@ -55,6 +55,10 @@ def repaint(
     )
     source = np.minimum(source, len(trajectory) - 1)
     weights = down.weights[source]
+    learned = {}
+    for name in ("log_sigma_min", "log_sigma_max"):
+        if down.learns_variance:  # of the steps down; a jump's noise is what it is
+            learned[name] = np.where(evaluates, getattr(down, name)[source], 0.0)
     signal, noise = trajectory.signal[levels], trajectory.noise[levels]
     for i in np.flatnonzero(~evaluates):
         ratio = signal[i + 1] / signal[i]
@@ -73,6 +77,7 @@ def repaint(
         initial_scale=trajectory.initial_scale,
         evaluates=evaluates,
         keeps_variance=down.keeps_variance,
+        **learned,
     )
 
 

@@ -25,6 +25,7 @@ predictor has order p, the corrector p + 1; one network evaluation a step.
 from __future__ import annotations
 
 from math import factorial
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +35,16 @@ from ..program import SamplerProgram
 from ..trajectory import Trajectory
 from ._rows import Symbols, checked_order, phi, program_from_weights, to_level, usable_orders
 
-__all__ = ["SOLVER_TYPES", "unipc"]
+__all__ = ["unipc"]
 
-SOLVER_TYPES = ("bh1", "bh2")
+Order = Literal[1, 2, 3]
+SolverType = Literal["bh1", "bh2"]
 
 Array = NDArray[np.float64]
 
 
 def unipc(
-    trajectory: Trajectory, *, clip: float, order: int = 2, solver_type: str = "bh2"
+    trajectory: Trajectory, *, clip: float, order: Order = 2, solver_type: SolverType = "bh2"
 ) -> SamplerProgram:
     """Compile UniPC-p.
 
@@ -55,8 +57,8 @@ def unipc(
     Raises:
         ConfigurationError: an order there are no registers for, or an unknown solver type.
     """
-    checked_order(order, (1, 2, 3), "UniPC keeps that many network answers")
-    choose("solver type", solver_type, SOLVER_TYPES)
+    checked_order(order, get_args(Order), "UniPC keeps that many network answers")
+    choose("solver type", solver_type, get_args(SolverType))
     signal, log_snr = trajectory.signal, trajectory.log_snr
     row = Symbols(order + 1)
     history = [row.x_0, *row.r[2:]]
