@@ -47,6 +47,7 @@ def draw(
     spacing: str | None,
     guidance_scale: float | None,
     seed: int,
+    cache_interval: int | None = None,
     batch_size: int | None = None,
 ) -> Drawing:
     """Draw images 0 … n − 1 of a seed, classes dealt out in turn, progress on stderr.
@@ -56,9 +57,10 @@ def draw(
         n: how many, ≥ 1.
         sampler: None means the engine's default.
         steps: None means the default of the sampler.
-        spacing: which timesteps to visit; None means the engine's default.
+        spacing: which timesteps to visit; None means the default of the sampler.
         guidance_scale: None means the engine's default; 1 is off.
         seed: of every image.
+        cache_interval: of step caching; 1 or None is off.
         batch_size: images in flight; changes speed only.
 
     Raises:
@@ -83,6 +85,7 @@ def draw(
             spacing=spacing,
             label=None if labels is None else [int(label) for label in labels],
             guidance_scale=guidance_scale,
+            cache_interval=cache_interval,
             batch_size=batch_size,
             on_step=on_step,
         )
@@ -94,8 +97,9 @@ def draw(
         "sampler": program.sampler,
         "steps": len(program) if steps is None else steps,
         "evaluations": program.evaluations,
-        "spacing": spacing or defaults.spacing,
+        "spacing": spacing or engine.defaults_for(sampler or defaults.sampler)[1],
         "guidance_scale": guidance_scale,
+        "cache_interval": cache_interval or 1,
         "seed": seed,
         "seconds": round(seconds, 2),
     }

@@ -119,7 +119,7 @@ def chain_of(bundle: Bundle, variance: str, steps: int | None = None) -> Sampler
         schedule=bundle.schedule,
         prediction_type=manifest.network.prediction_type,
         num_inference_steps=bundle.schedule.num_train_timesteps if steps is None else steps,
-        spacing=manifest.defaults.spacing,
+        spacing="leading",
         clip=1.0 if manifest.defaults.clip_denoised else math.inf,
         variance=variance,
     )

@@ -46,7 +46,8 @@ def plot_quality(path: Path, report: dict[str, Any]) -> None:
     cases = [case for case in report["cases"] if "evaluations" in case["source"]]
     by_sampler: dict[str, list[dict[str, Any]]] = {}
     for case in sorted(cases, key=lambda case: case["source"]["evaluations"]):
-        by_sampler.setdefault(case["source"]["sampler"], []).append(case)
+        name = f"{case['source']['sampler']}, {case['source']['spacing']}"
+        by_sampler.setdefault(name, []).append(case)
     for sampler, points in by_sampler.items():
         evaluations = [case["source"]["evaluations"] for case in points]
         axes[0].plot(evaluations, [case["frechet"] for case in points], "o-", label=sampler)
@@ -59,7 +60,7 @@ def plot_quality(path: Path, report: dict[str, Any]) -> None:
         axis.set(xlabel="network evaluations an image", ylabel=name, xscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    axes[0].legend()
+    axes[0].legend(fontsize="x-small")
     _save(figure, path)
 
 

@@ -57,6 +57,7 @@ _UNFAIR = [
 @click.option("--seed", default=0, help="Seed of every image drawn.")
 @click.option("--classes-in-turn", is_flag=True, help="--images holds ddpm-run's --class all.")
 @click.option("--splits", default=5, help="Sets of real images for each floor.")
+@click.option("--cache-interval", type=int, default=None, help="Step caching; 1 is off.")
 @click.option("--batch-size", type=int, default=None, help="Images in flight; changes speed only.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, or cuda:N.")
 @click.option("--backend", type=click.Choice(BACKEND_CHOICES), default="auto", help="With what.")
@@ -144,14 +145,14 @@ def _check(
         raise click.UsageError("give exactly one of --engine and --images.")
     options = (
         *("n", "samplers", "steps", "spacing", "guidance_scale", "seed"),
-        *("batch_size", "device", "backend", "precision"),
+        *("cache_interval", "batch_size", "device", "backend", "precision"),
     )
     typed = [o for o in options if context.get_parameter_source(o) != ParameterSource.DEFAULT]
     if images_path is not None and typed:
         raise click.UsageError(
-            "-n, --sampler, --steps, --spacing, --guidance-scale, --seed, --batch-size, --device, "
-            "--backend and --precision draw images from --engine; --images holds images already "
-            "drawn, and all of them are measured."
+            "-n, --sampler, --steps, --spacing, --guidance-scale, --seed, --cache-interval, "
+            "--batch-size, --device, --backend and --precision draw images from --engine; "
+            "--images holds images already drawn, and all of them are measured."
         )
     if images_path is None and settings["classes_in_turn"]:
         raise click.UsageError("--classes-in-turn describes --images; leave it out with --engine.")
@@ -190,10 +191,16 @@ def _drawings(
         _check_engine(engine, judge)
         cases = list(product(settings["samplers"] or (None,), settings["steps"] or (None,)))
         drawn = {
-            name: settings[name] for name in ("spacing", "guidance_scale", "seed", "batch_size")
+            name: settings[name]
+            for name in ("spacing", "guidance_scale", "seed", "cache_interval", "batch_size")
         }
         for sampler, steps in cases:  # refuse the last case before drawing the first
-            engine.program(sampler=sampler, steps=steps, spacing=settings["spacing"])
+            engine.program(
+                sampler=sampler,
+                steps=steps,
+                spacing=settings["spacing"],
+                cache_interval=settings["cache_interval"],
+            )
         for sampler, steps in cases:
             yield draw(engine, n, sampler=sampler, steps=steps, **drawn)
 
@@ -272,8 +279,9 @@ def _print_classes(
 def _name(source: dict[str, Any]) -> str:
     if "images" in source:
         return str(source["images"])
-    guidance = source["guidance_scale"]
+    guidance, interval = source["guidance_scale"], source["cache_interval"]
     suffix = "" if guidance == 1.0 else f" guidance {guidance:g}"
+    suffix += "" if interval == 1 else f" cache interval {interval}"
     return f"{source['sampler']} {source['steps']}{suffix}"
 
 

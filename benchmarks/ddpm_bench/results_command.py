@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddpm_runtime.atomic import atomic_file
 from ddpm_runtime.errors import BackendError, ConfigurationError
 
+from .plots import plot_quality
+from .quality_page import merged_reports, quality_section
 from .results_page import TABLES, results_page
 from .speed_report import read_report
 
@@ -55,20 +59,34 @@ def results_command(folder: Path, out: Path, measure: bool, engine_path: Path | 
         raise ConfigurationError(
             f"no reports in {folder.name}; make them with: ddpm-bench results --measure"
         )
-    reports = [read_report(path) for path in found if _is_of_speed(path)]
-    page = results_page(reports)
+    reports = [read_report(path) for path in found if _kind(path) in ("", *TABLES)]
+    qualities = [json.loads(path.read_bytes()) for path in found if _kind(path) == "quality"]
+    page = results_page(reports) + _quality(qualities, folder, out)
     with atomic_file(out) as file:
         file.write(page.encode())
     click.echo(f"{len(reports)} reports on {out.name}")
 
 
-def _is_of_speed(path: Path) -> bool:
-    """Whether the report has a table here; reports of quality lie in the same folder."""
+def _quality(reports: list[Any], folder: Path, out: Path) -> str:
+    """The tables of quality; the largest is plotted too, beside the reports."""
+    sections = []
+    for merged in merged_reports(reports):
+        plot = None
+        if not sections and len(merged["cases"]) > 1:
+            picture = folder / "quality.png"
+            plot_quality(picture, merged)
+            plot = os.path.relpath(picture, out.parent)
+        sections.append(quality_section(merged, plot))
+    return "\n".join(["", *sections]) if sections else ""
+
+
+def _kind(path: Path) -> str:
+    """What a file reports: "latency", "quality", …; "" when it cannot be told."""
     try:
         kind = json.loads(path.read_bytes()).get("report", "")
     except (ValueError, AttributeError):
-        return True  # read_report says what is wrong with it
-    return str(kind).removeprefix("ddpm-bench ") in TABLES
+        return ""  # read_report says what is wrong with it
+    return str(kind).removeprefix("ddpm-bench ")
 
 
 def _run(name: str, words: tuple[str, ...], folder: Path, engine_path: Path) -> None:

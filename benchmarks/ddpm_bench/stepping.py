@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddpm_runtime.backends import open_backend
-from ddpm_runtime.backends.base import Backend, NetworkBinding, NetworkShape
+from ddpm_runtime.backends.base import Backend, CachedBinding, NetworkBinding, NetworkShape
 from ddpm_runtime.bundle import Bundle, read_bundle
 from ddpm_runtime.errors import ConfigurationError
 from ddpm_runtime.lanes import HostLanes
@@ -44,6 +44,10 @@ class SplitBackend:
             self.network_s += time.perf_counter() - began
 
         return replace(binding, run=run)
+
+    def allocate_cached(self, capacity: int) -> CachedBinding:
+        """Buffers of the backend, without a clock."""
+        return self._backend.allocate_cached(capacity)
 
     def close(self) -> None:
         """Release the network."""

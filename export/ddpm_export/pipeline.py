@@ -1,12 +1,14 @@
 """From a checkpoint to a bundle that has proved itself: ``bundle_from_checkpoint``.
 
-    read the checkpoint ─▶ write the ONNX bytes ─▶ compare them with PyTorch ─▶ write the bundle
+    checkpoint ─▶ ONNX bytes ─▶ compared with PyTorch ─┬▶ bundle
+                                                       └▶ fp16, bf16 ─▶ compared again ─▶ bundle
 
-Nothing is written before the gate has passed, and then everything in one step.
+Nothing is written before every gate has passed, and then everything in one step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
@@ -20,24 +22,21 @@ import onnxscript
 import torch
 
 from ddpm_runtime._version import __version__
-from ddpm_runtime.bundle import Bundle, Defaults, Manifest, Network, read_bundle, write_bundle
-from ddpm_runtime.errors import (
-    BundleError,
-    CheckpointError,
-    ConfigurationError,
-    IntegrityError,
-)
+from ddpm_runtime.bundle import Bundle, Defaults, Manifest, Network, write_bundle
+from ddpm_runtime.errors import CheckpointError, ConfigurationError, choose
 from ddpm_runtime.samplers import SAMPLERS, build_program, resolve_sampler
 from ddpm_runtime.schedule import NoiseSchedule, make_schedule
 
+from .destination import PRECISIONS, check_destination, default_output, engine_name
 from .onnx_graph import OPSET, onnx_from_network
 from .parity import TOLERANCE, measure_parity
+from .precision_bundle import lowered_bundle
+from .precision_report import PrecisionReport
 from .report import ParityReport
 from .sources import TrainedNetwork, network_from_path
+from .step_cache import StepCacheReport, cached_bundle
 
-__all__ = ["ExportOptions", "bundle_from_checkpoint", "default_output"]
-
-_PLAIN_NAMES = ("model", "checkpoint", "ema", "last", "best")  # the directory says more
+__all__ = ["ExportOptions", "ExportReport", "bundle_from_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +47,43 @@ class ExportOptions:
         sampler: default sampler.
         steps: its default steps; None means what the sampler recommends (50 for DDIM), at most the
             timesteps the network was trained on.
-        spacing: default timestep spacing.
+        spacing: default timestep spacing; None means what the sampler recommends.
         guidance_scale: default classifier-free guidance when a class is asked for; 1 is off.
-        tolerance: largest relative error of one evaluation.
+        precision: what the network is written in: "fp32", "fp16" or "bf16". The last two are
+            lowered from the float32 network once that has passed, and pass a gate of their own.
+        step_cache: skip connections outside the deep features of a step cache; None for no cache.
+        tolerance: largest relative error of one float32 evaluation against PyTorch.
         threads: of the gate's ONNX Runtime and PyTorch; None means what each chooses.
     """
 
     sampler: str = "ddim"
     steps: int | None = None
-    spacing: str = "leading"
+    spacing: str | None = None
     guidance_scale: float = 1.0
+    precision: str = "fp32"
+    step_cache: int | None = None
     tolerance: float = TOLERANCE
     threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What the gates measured; they passed.
+
+    Args:
+        parity: the float32 network against PyTorch.
+        precision: the lowered network against the float32 one; None for fp32.
+        step_cache: the network in two parts against the network; None without step caching.
+    """
+
+    parity: ParityReport
+    precision: PrecisionReport | None = None
+    step_cache: StepCacheReport | None = None
+
+    def __str__(self) -> str:
+        """The tables, one after the other."""
+        reports = (self.parity, self.precision, self.step_cache)
+        return "\n\n".join(str(report) for report in reports if report is not None)
 
 
 def bundle_from_checkpoint(
@@ -70,96 +94,80 @@ def bundle_from_checkpoint(
     force: bool = False,
     options: ExportOptions = ExportOptions(),
     progress: Callable[[str], None] = lambda _message: None,
-) -> ParityReport:
+) -> ExportReport:
     """Export a checkpoint.
 
     Args:
         path: what one of :data:`.sources.SOURCES` recognises.
-        output: the bundle to write; None means :func:`default_output`.
+        output: the bundle to write; None means :func:`.destination.default_output`.
         name: the engine's name; None means the output's, or its directory's if that says more.
         force: replace an engine bundle that is there.
         options: defaults of the engine, and how the gate runs.
         progress: told what is being done.
 
     Returns:
-        The parity report, which passed.
+        The reports, which passed; the manifest has them both.
 
     Raises:
         ConfigurationError: the output exists, or an option is impossible for this network.
         CheckpointError: the checkpoint cannot be used, or not safely.
-        ParityError: the exported network disagrees with the PyTorch network; nothing is written.
+        ParityError: the exported network disagrees with the PyTorch network, or its lowered form
+            overflows or loses too much, by the name of the layer; nothing is written.
         OSError: the output cannot be written.
     """
-    source = Path(path)
-    destination = default_output(source) if output is None else Path(output)
-    _check_destination(destination, force=force)
+    source, precision = Path(path), choose("precision", options.precision, PRECISIONS)
+    if options.step_cache is not None and precision != "fp32":
+        raise ConfigurationError(
+            f"a step cache was asked for together with {precision}; it is for float32 networks, on "
+            "the processor. Leave out one of them."
+        )
+    destination = default_output(source, precision) if output is None else Path(output)
+    check_destination(destination, force=force)
     progress(f"reading {source}")
     trained = network_from_path(source)
     schedule = _schedule(trained)
-    manifest = _manifest(trained, schedule, options, name or _name(destination))
+    manifest = _manifest(trained, schedule, options, name or engine_name(destination, precision))
     manifest = msgspec.structs.replace(manifest, provenance=_provenance(source, trained))
     progress("writing the network as ONNX")
     image = (trained.image.channels, trained.image.height, trained.image.width)
     network_bytes = onnx_from_network(trained.network, image, num_classes=trained.num_classes)
-    report = measure_parity(
-        trained.network,
-        Bundle(manifest=manifest, network_bytes=network_bytes, schedule=schedule),
-        tolerance=options.tolerance,
-        threads=options.threads,
-        progress=progress,
-    )
-    report.require()
+    bundle = Bundle(manifest=manifest, network_bytes=network_bytes, schedule=schedule)
+    bundle, report = _gated(bundle, trained, options, progress)
     progress(f"writing {destination}")
-    _check_destination(destination, force=force)  # minutes may have passed
-    manifest = msgspec.structs.replace(manifest, parity=report.to_dict())
-    write_bundle(destination, manifest, network_bytes)
+    check_destination(destination, force=force)  # minutes may have passed
+    write_bundle(destination, bundle.manifest, bundle.network_bytes, bundle.cached)
     return report
 
 
-def default_output(source: Path) -> Path:
-    """``model.pt`` → ``model.engine`` beside it; ``a-folder`` → ``a-folder.engine``."""
-    plain = source.resolve() if source.name in ("", ".", "..") else source
-    stem = plain.stem if plain.is_file() else plain.name
-    return plain.with_name(f"{stem}.engine")
+def _gated(
+    bundle: Bundle,
+    trained: TrainedNetwork,
+    options: ExportOptions,
+    progress: Callable[[str], None],
+) -> tuple[Bundle, ExportReport]:
+    """The bundle as it may be written, with what the gates measured in its manifest.
 
-
-def _name(destination: Path) -> str:
-    """The bundle's name without ``.engine``; its directory's if that is a mere "model"."""
-    stem = destination.name.removesuffix(".engine")
-    parent = destination.resolve().parent.name
-    return parent if stem in _PLAIN_NAMES and parent else stem
-
-
-def _check_destination(destination: Path, *, force: bool) -> None:
-    """Refuse early what cannot, or must not, be written: only an engine is ever replaced."""
-    parent = destination.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        reason = "is not writable" if parent.is_dir() else "is not a directory"
-        raise OSError(f"cannot write {str(destination)!r}: {str(parent)!r} {reason}.")
-    if not os.path.lexists(destination):
-        return
-    if not force:
-        raise ConfigurationError(
-            f"{str(destination)!r} exists; give --force to replace it, or another --output."
+    Raises:
+        ParityError: a gate refuses it.
+    """
+    threads = options.threads
+    parity = measure_parity(
+        trained.network, bundle, tolerance=options.tolerance, threads=threads, progress=progress
+    )
+    parity.require()
+    manifest = msgspec.structs.replace(bundle.manifest, parity=parity.to_dict())
+    bundle = dataclasses.replace(bundle, manifest=manifest)
+    if options.step_cache is not None:
+        bundle, parts = cached_bundle(
+            bundle, options.step_cache, threads=threads, progress=progress
         )
-    if not _is_engine(destination):
-        raise ConfigurationError(
-            f"{str(destination)!r} exists and is not an engine, so --force does not replace it. "
-            "Remove it yourself, or give another --output."
-        )
-
-
-def _is_engine(path: Path) -> bool:
-    """Whether a path is a directory with our manifest, whole or damaged: safe to replace."""
-    if path.is_symlink() or not path.is_dir():
-        return False
-    try:
-        read_bundle(path)
-    except IntegrityError:
-        return True
-    except BundleError:
-        return False
-    return True
+        return bundle, ExportReport(parity=parity, step_cache=parts)
+    if options.precision == "fp32":
+        return bundle, ExportReport(parity=parity)
+    bundle, precision = lowered_bundle(
+        bundle, options.precision, threads=threads, progress=progress
+    )
+    return bundle, ExportReport(parity=parity, precision=precision)
 
 
 def _schedule(trained: TrainedNetwork) -> NoiseSchedule:
@@ -203,7 +211,7 @@ def _defaults(trained: TrainedNetwork, schedule: NoiseSchedule, options: ExportO
     defaults = Defaults(
         sampler=options.sampler,
         steps=recommended if options.steps is None else options.steps,
-        spacing=options.spacing,
+        spacing=options.spacing or SAMPLERS[name].recommended_spacing,
         guidance_scale=options.guidance_scale,
         clip_denoised=trained.clip_denoised,
     )

@@ -21,7 +21,8 @@ from ddpm_runtime.console import run_command
 from ddpm_runtime.errors import ConfigurationError, DDPMError
 from ddpm_runtime.plans import PlanSpec, TensorRT, load_library, plan_from_onnx
 
-from .precision import PRECISIONS, lower_precision
+from .destination import PRECISIONS
+from .precision import lower_precision
 from .precision_table import CIFAR10, untrained_bundle
 
 __all__ = ["plan_table"]

@@ -20,16 +20,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ddpm_runtime.errors import ConfigurationError, ParityError, choose
 
-from .precision_graph import (
-    PRECISIONS,
-    LowPrecision,
-    TypedGraph,
-    low_precision,
-    typed_graph,
-)
+from .destination import PRECISIONS
+from .precision_graph import LowPrecision, TypedGraph, low_precision, typed_graph
 from .precision_rules import FIXED_FLOAT32_INPUTS, float32_nodes
 
-__all__ = ["PRECISIONS", "WeightLoss", "lower_precision", "weight_losses"]
+__all__ = ["WeightLoss", "lower_precision", "weight_losses"]
 
 
 def lower_precision(onnx_bytes: bytes, precision: str) -> bytes:

@@ -18,9 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ddpm_runtime.errors import ConfigurationError, choose
 
-__all__ = ["LOW_PRECISIONS", "PRECISIONS", "LowPrecision", "TypedGraph", "typed_graph"]
-
-PRECISIONS = ("fp32", "fp16", "bf16")
+__all__ = ["LOW_PRECISIONS", "LowPrecision", "TypedGraph", "low_precision", "typed_graph"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +162,12 @@ def typed_graph(onnx_bytes: bytes, *, least_opset: int = 1) -> TypedGraph:
 
     Raises:
         ConfigurationError: not an ONNX network this pass can read: sub-graphs, functions, tensors
-            of unknown type, or an operator that the version converter cannot raise.
+            of unknown type or in other files, or an operator that the version converter cannot
+            raise.
     """
     try:
         model = onnx.load_model_from_string(onnx_bytes)
+        _refuse_other_files(model)
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         if opset < least_opset:
             model = onnx.version_converter.convert_version(model, least_opset)
@@ -202,6 +202,17 @@ def _refuse_control_flow(model: ModelProto) -> None:
             raise ConfigurationError(
                 f"the network holds a sub-graph ({node.op_type} {node.name}); networks here are "
                 "straight graphs: export without data-dependent control flow."
+            )
+
+
+def _refuse_other_files(model: ModelProto) -> None:
+    """A network that names other files could make us read one of this machine's."""
+    constants = [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ConfigurationError(
+                f"the network keeps {tensor.name!r} in another file; a bundle's network holds all "
+                "its weights. Export the checkpoint again with ddpm-export."
             )
 
 

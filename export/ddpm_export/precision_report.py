@@ -178,7 +178,9 @@ def measure_precision(
     lowered = lowered or lower_precision(bundle.network_bytes, precision)
     made = probes(bundle, rows)
     progress(f"looking for overflow in {precision}")
-    peaks = activation_peaks(lowered, [_inputs(bundle, probe) for probe in made])
+    peaks = activation_peaks(
+        lowered, [_inputs(bundle, probe) for probe in made], threads=threads or 0
+    )
     steps = min(_STEPS, bundle.schedule.num_train_timesteps)
     reference = open_ort(bundle, threads=threads)
     other_bytes = lowered if native else emulated(lowered)

@@ -2,11 +2,14 @@
 
     manifest.json    everything below, strict JSON, at most 1 MiB
     network.onnx     (sample, timestep[, label]) -> prediction
+    whole.onnx       (sample, timestep[, label]) -> prediction, deep       only for step caching
+    shallow.onnx     (sample, timestep[, label], deep) -> prediction       likewise
 
     sample      float32 (N, C, H, W)      x_t, already multiplied by the row's input_scale
     timestep    float32 (N,)              what the program's row says
     label       int64   (N,)              only for class-conditional networks; num_classes = none
     prediction  float32 (N, C or 2·C, H, W)
+    deep        float32 (N, ...)              features that step caching keeps; see evaluation.py
 
 Precision is inside the graph. The file table of the manifest gives size and SHA-256 of every other
 file; bytes are read once, hashed, and those same bytes are handed to the inference library. A hash
@@ -36,17 +39,21 @@ from .trajectory import PREDICTION_TYPES
 __all__ = [
     "FORMAT_VERSION",
     "Bundle",
+    "CachedNetwork",
     "Defaults",
     "FileEntry",
     "Image",
     "Manifest",
     "Network",
+    "StepCache",
     "read_bundle",
     "write_bundle",
 ]
 
 FORMAT_VERSION = 1
 NETWORK_FILE = "network.onnx"
+WHOLE_FILE = "whole.onnx"
+SHALLOW_FILE = "shallow.onnx"
 
 _MANIFEST_FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -66,6 +73,13 @@ class Image(_Strict, frozen=True, kw_only=True):
     value_range: tuple[float, float] = (-1.0, 1.0)
 
 
+class StepCache(_Strict, frozen=True, kw_only=True):
+    """The network in two parts: shape of the deep features, skip connections outside of them."""
+
+    deep: tuple[int, int, int]
+    skips: int
+
+
 class Network(_Strict, frozen=True, kw_only=True):
     """What the network predicts, and in which numbers."""
 
@@ -75,6 +89,7 @@ class Network(_Strict, frozen=True, kw_only=True):
     class_names: tuple[str, ...] = ()
     learned_variance: bool = False
     opset: int
+    step_cache: StepCache | msgspec.UnsetType = msgspec.UNSET
 
 
 class Defaults(_Strict, frozen=True, kw_only=True):
@@ -121,12 +136,21 @@ class _Header(msgspec.Struct):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CachedNetwork:
+    """The network for step caching: the whole of it, and its outer layers."""
+
+    whole_bytes: bytes
+    shallow_bytes: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A bundle in memory: the manifest, and the bytes that were hashed."""
 
     manifest: Manifest
     network_bytes: bytes
     schedule: NoiseSchedule
+    cached: CachedNetwork | None = None
 
     @property
     def prediction_channels(self) -> int:
@@ -154,11 +178,20 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = parse_manifest(raw)
     schedule = _checked(manifest)
     network_bytes = _read_checked(directory, NETWORK_FILE, manifest.files)
-    return Bundle(manifest=manifest, network_bytes=network_bytes, schedule=schedule)
+    cached = None
+    if manifest.network.step_cache is not msgspec.UNSET:
+        cached = CachedNetwork(
+            whole_bytes=_read_checked(directory, WHOLE_FILE, manifest.files),
+            shallow_bytes=_read_checked(directory, SHALLOW_FILE, manifest.files),
+        )
+    return Bundle(manifest=manifest, network_bytes=network_bytes, schedule=schedule, cached=cached)
 
 
 def write_bundle(
-    path: str | os.PathLike[str], manifest: Manifest, network_bytes: bytes
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    network_bytes: bytes,
+    cached: CachedNetwork | None = None,
 ) -> Manifest:
     """Write a bundle in one step: the old directory or the new one, never half of one.
 
@@ -166,6 +199,7 @@ def write_bundle(
         path: destination, usually ``NAME.engine``.
         manifest: its ``files`` are filled in here.
         network_bytes: the ONNX file.
+        cached: the network for step caching, when the manifest describes it.
 
     Returns:
         The manifest as written.
@@ -174,13 +208,20 @@ def write_bundle(
         ManifestError: the manifest contradicts itself.
         OSError: the destination cannot be written.
     """
-    entry = FileEntry(size_bytes=len(network_bytes), sha256=_sha256(network_bytes))
-    manifest = msgspec.structs.replace(manifest, files={NETWORK_FILE: entry})
+    contents = {NETWORK_FILE: network_bytes}
+    if cached is not None:
+        contents |= {WHOLE_FILE: cached.whole_bytes, SHALLOW_FILE: cached.shallow_bytes}
+    entries = {
+        name: FileEntry(size_bytes=len(content), sha256=_sha256(content))
+        for name, content in contents.items()
+    }
+    manifest = msgspec.structs.replace(manifest, files=entries)
     _checked(manifest)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     parse_manifest(text)
     with atomic_directory(path) as directory:
-        (directory / NETWORK_FILE).write_bytes(network_bytes)
+        for name, content in contents.items():
+            (directory / name).write_bytes(content)
         (directory / _MANIFEST_FILE).write_bytes(text + b"\n")
     return manifest
 
@@ -242,8 +283,16 @@ def _checked(manifest: Manifest) -> NoiseSchedule:
     for name in manifest.files:
         if not _FILE_NAME.fullmatch(name):
             raise ManifestError(f"manifest file name {name!r} is not a plain file name.")
-    if NETWORK_FILE not in manifest.files:
-        raise ManifestError(f"the manifest lists no {NETWORK_FILE}; export the checkpoint again.")
+    needed = [NETWORK_FILE]
+    if isinstance(network.step_cache, StepCache):
+        needed += [WHOLE_FILE, SHALLOW_FILE]
+        if min(*network.step_cache.deep, network.step_cache.skips) < 1:
+            raise ManifestError(
+                f"manifest field network.step_cache is {network.step_cache}; its numbers are ≥ 1."
+            )
+    for name in needed:
+        if name not in manifest.files:
+            raise ManifestError(f"the manifest lists no {name}; export the checkpoint again.")
     try:
         return make_schedule(**manifest.schedule)
     except (ConfigurationError, TypeError, ValueError, OverflowError) as error:

@@ -42,8 +42,9 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
     """One line a sampler, what it is and where it comes from; one line each of its options."""
     if not asked:
         return
-    row = "{:<19} {:>5} {:>10} {:>10} {:>6}  {}"
-    click.echo(row.format("sampler", "order", "evals/step", "stochastic", "steps", "source"))
+    row = "{:<19} {:>5} {:>10} {:>10} {:>6} {:>8}  {}"
+    head = ("sampler", "order", "evals/step", "stochastic", "steps", "spacing", "source")
+    click.echo(row.format(*head))
     for name, sampler in SAMPLERS.items():
         stochastic = "yes" if sampler.stochastic else "no"
         click.echo(
@@ -53,6 +54,7 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
                 sampler.evaluations_per_step,
                 stochastic,
                 sampler.recommended_steps,
+                sampler.recommended_spacing,
                 sampler.source,
             )
         )
@@ -107,6 +109,9 @@ def _print_samplers(context: click.Context, _option: click.Parameter, asked: boo
     type=(int, int),
     default=None,
     help="Morph from one index of the seed to another.",
+)
+@click.option(
+    "--cache-interval", type=int, default=None, help="Whole network once every so many steps."
 )
 @click.option("--batch-size", type=int, default=None, help="Images in flight; never changes them.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, or cuda:N.")

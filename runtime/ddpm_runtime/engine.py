@@ -33,6 +33,7 @@ from .runner import FinishedLane, Lanes, Opening, Runner, open_runner
 from .samplers import SAMPLERS, build_program, resolve_sampler
 from .samplers.inversion import build_inversion
 from .settings import Label, Settings, checked_images, lane_requests, with_changes
+from .step_cache import with_step_cache
 
 __all__ = ["Engine", "Sample", "StepEvent"]
 
@@ -235,29 +236,46 @@ class Engine:
         """
         asked, defaults = with_changes(settings, changes), self.manifest.defaults
         asked_sampler = asked.sampler or defaults.sampler
-        name, _ = resolve_sampler(asked_sampler)
-        T = self._bundle.schedule.num_train_timesteps
-        recommended = min(SAMPLERS[name].recommended_steps, T)
-        default_steps = defaults.steps if name == defaults.sampler else recommended
+        default_steps, default_spacing = self.defaults_for(asked_sampler)
         clips = defaults.clip_denoised if asked.clip_denoised is None else asked.clip_denoised
         arguments = {
             "sampler": asked_sampler,
             "num_inference_steps": default_steps if asked.steps is None else asked.steps,
-            "spacing": asked.spacing or defaults.spacing,
+            "spacing": asked.spacing or default_spacing,
             "strength": 1.0 if asked.strength is None else asked.strength,
             "clip": 1.0 if clips else float("inf"),
             "guidance_interval": asked.guidance_interval,
             **asked.sampler_options,
             **({} if asked.eta is None else {"eta": asked.eta}),
         }
-        key = json.dumps(arguments, sort_keys=True, default=repr)
+        interval = 1 if asked.cache_interval is None else asked.cache_interval
+        if interval > 1:
+            self._runner.require_step_cache(self._bundle)
+        key = json.dumps([arguments, interval], sort_keys=True, default=repr)
         if key not in self._programs:
-            self._programs[key] = build_program(
+            program = build_program(
                 schedule=self._bundle.schedule,
                 prediction_type=self.manifest.network.prediction_type,
                 **arguments,
             )
+            self._programs[key] = with_step_cache(program, interval)
         return self._programs[key]
+
+    def defaults_for(self, sampler: str) -> tuple[int, str]:
+        """Steps and spacing when nobody says otherwise: the bundle's, or what a sampler recommends.
+
+        Args:
+            sampler: a name or alias; the bundle's own default sampler has the bundle's defaults.
+
+        Raises:
+            ConfigurationError: no such sampler.
+        """
+        defaults, (name, _) = self.manifest.defaults, resolve_sampler(sampler)
+        if name == resolve_sampler(defaults.sampler)[0]:
+            return defaults.steps, defaults.spacing
+        recommended = SAMPLERS[name]
+        steps = min(recommended.recommended_steps, self._bundle.schedule.num_train_timesteps)
+        return steps, recommended.recommended_spacing
 
     def close(self) -> None:
         """Release the network, after the calls that are under way. Idempotent.

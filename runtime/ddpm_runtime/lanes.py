@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Backend, NetworkBinding, NetworkShape
+from .backends.base import Backend, NetworkShape
 from .errors import ConfigurationError, LifecycleError
-from .guidance import guide
+from .evaluation import Evaluator
 from .images import to_uint8
 from .noise import fill_noise, noise
 from .portable_math import exp
@@ -127,8 +127,7 @@ class HostLanes:
             raise ConfigurationError(f"batch size must be ≥ 1; got {capacity}.")
         self.shape = backend.shape
         self.capacity = capacity
-        conditional = self.shape.num_classes > 0
-        self._binding: NetworkBinding = backend.allocate(capacity * (2 if conditional else 1))
+        self._evaluator = Evaluator(backend, capacity)
         self.rows_done = 0  # over all lanes, since these were made
         self._lanes: list[_Lane] = []
         self._registers: list[Float] = [self._buffer()]
@@ -176,6 +175,7 @@ class HostLanes:
         if not self.free:
             raise LifecycleError(f"all {self.capacity} lanes are in flight; call advance() first.")
         check_fits(self.shape, program, guidance_scale)
+        self._evaluator.prepare(program)
         while len(self._registers) < program.registers:
             self._registers.append(self._buffer())
             self._next.append(self._buffer())
@@ -244,7 +244,7 @@ class HostLanes:
         column = self._columns()
         x_t, x_0, z = self._registers[0][:n], self._x_0[:n], self._z[:n]
 
-        m, v = self._predict(x_t, column)
+        m, v = self._evaluator.predict(self._lanes, x_t, column)
 
         np.multiply(column("x0_from_x"), x_t, out=x_0)
         x_0 += np.multiply(column("x0_from_m"), m, out=self._term[:n])
@@ -289,29 +289,6 @@ class HostLanes:
             return values[:, None, None, None]
 
         return column
-
-    def _predict(self, x_t: Float, column: Callable[[str], Any]) -> tuple[Float, Float | None]:
-        """Evaluate the network; guided lanes get a second row with no label."""
-        binding, n, channels = self._binding, self.active, self.shape.image[0]
-        prediction = binding.prediction
-        if column("evaluates").any():
-            np.multiply(column("input_scale"), x_t, out=binding.sample[:n])
-            binding.timestep[:n] = column("timesteps")[:, 0, 0, 0]
-            binding.label[:n] = [lane.label for lane in self._lanes]
-            guided = [i for i, lane in enumerate(self._lanes) if _is_guided(lane)]
-            rows = n + len(guided)
-            if guided:
-                binding.sample[n:rows] = binding.sample[guided]
-                binding.timestep[n:rows] = binding.timestep[guided]
-                binding.label[n:rows] = self.shape.num_classes
-            binding.run(rows)
-            if guided:
-                scales = np.array([self._lanes[i].guidance_scale for i in guided], np.float32)
-                conditional = prediction[guided, :channels]
-                guide(conditional, prediction[n:rows, :channels], scales)
-                prediction[guided, :channels] = conditional
-        learned = prediction[:n, channels:] if self.shape.prediction_channels > channels else None
-        return prediction[:n, :channels], learned
 
     def _weighted_sum(self, weights: Float, terms: list[Float], out: Float) -> None:
         """out = Σ weights[:, j] · terms[j], in order, from +0, each step rounded."""
@@ -371,15 +348,12 @@ class HostLanes:
         if i != last:
             for register in self._registers:
                 register[i] = register[last]
+            self._evaluator.move(last, i)
             self._lanes[i] = self._lanes[last]
         self._lanes.pop()
 
     def _buffer(self) -> Float:
         return np.zeros((self.capacity, *self.shape.image), np.float32)
-
-
-def _is_guided(lane: _Lane) -> bool:
-    return lane.guidance_scale != 1.0 and bool(lane.program.table.guided[lane.row])
 
 
 def _stack_weights(lanes: list[_Lane], registers: int) -> Float:

@@ -51,6 +51,7 @@ class ProgramTable:
     log_sigma_max: NDArray[np.float32]
     evaluates: NDArray[np.bool_]
     guided: NDArray[np.bool_]
+    shallow: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +72,8 @@ class SamplerProgram:
         log_sigma_min, log_sigma_max: (S,) float64, or None for a fixed variance.
         evaluates: (S,) bool, whether the row calls the network; None means every row does.
         guided: (S,) bool, whether the row uses classifier-free guidance; None means every row.
+        shallow: (S,) bool, whether the row evaluates only the network's outer layers, on deep
+            features kept from an earlier row; None means no step caching. See ``step_cache.py``.
         keeps_variance: whether pure noise must keep exactly the level's variance. Samplers whose
             theory says otherwise (DDPM with fixed-large variance, Langevin) say False.
 
@@ -93,6 +96,7 @@ class SamplerProgram:
     log_sigma_max: Array | None = None
     evaluates: NDArray[np.bool_] | None = None
     guided: NDArray[np.bool_] | None = None
+    shallow: NDArray[np.bool_] | None = None
     keeps_variance: bool = True
 
     def __post_init__(self) -> None:
@@ -111,6 +115,11 @@ class SamplerProgram:
     def learns_variance(self) -> bool:
         """Whether the network's second half of channels sets the z-coefficient."""
         return self.log_sigma_min is not None
+
+    @property
+    def caches(self) -> bool:
+        """Whether deep features are kept from row to row."""
+        return self.shallow is not None
 
     @property
     def evaluations(self) -> int:
@@ -141,6 +150,7 @@ class SamplerProgram:
             **single,
             evaluates=ones if self.evaluates is None else self.evaluates,
             guided=ones if self.guided is None else self.guided,
+            shallow=~ones if self.shallow is None else self.shallow,
         )
 
     def _check_shapes(self) -> None:
@@ -154,7 +164,7 @@ class SamplerProgram:
             "signal": (rows + 1,),
             "noise": (rows + 1,),
         }
-        for name in ("log_sigma_min", "log_sigma_max", "evaluates", "guided"):
+        for name in ("log_sigma_min", "log_sigma_max", "evaluates", "guided", "shallow"):
             if getattr(self, name) is not None:
                 expected[name] = (rows,)
         for name, shape in expected.items():
@@ -168,6 +178,10 @@ class SamplerProgram:
             if name != "clip" and not np.isfinite(column).all():
                 row = int(np.argwhere(~np.isfinite(column))[0][0])
                 self._refuse(f"column {name} is not finite at row {row}")
+        if self.shallow is not None:
+            whole = self.table.evaluates & ~self.shallow
+            if (self.shallow & (np.cumsum(whole) == 0)).any():
+                self._refuse("a row wants deep features before any were kept")
         if not (self.clip > 0).all():
             self._refuse("column clip must be positive; use infinity for no clipping")
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import BACKENDS, PRECISIONS, Backend, open_backend
+from .backends.base import no_step_cache
 from .bundle import Bundle
 from .errors import BackendUnavailableError, ConfigurationError, choose
 from .lanes import HostLanes, Known
@@ -103,6 +104,13 @@ class Runner(Protocol):
     def rows_at_once(self, rows: int, *, watched: bool) -> int:
         """Rows of a program to do between looks, for a program of so many."""
 
+    def require_step_cache(self, bundle: Bundle) -> None:
+        """Refuse step caching where there is none.
+
+        Raises:
+            ConfigurationError: the bundle, or what runs it, has none.
+        """
+
     def lanes(self, capacity: int) -> Lanes:
         """Make lanes.
 
@@ -155,6 +163,13 @@ class HostRunner:
     def rows_at_once(self, rows: int, *, watched: bool) -> int:
         """One: looking costs nothing here."""
         return 1
+
+    def require_step_cache(self, bundle: Bundle) -> None:
+        """Refuse step caching where there is none."""
+        if bundle.cached is None:
+            raise no_step_cache(f"the bundle {bundle.manifest.name!r}")
+        if self.backend.name != "onnxruntime":
+            raise no_step_cache(self.backend.description)
 
     def lanes(self, capacity: int) -> HostLanes:
         """Make lanes."""

@@ -38,7 +38,8 @@ class Settings:
         steps: sampler steps, in [1, T]; None means the bundle's default for its default sampler,
             and what the sampler recommends for another.
         eta: DDIM's η (Song et al. eq. 16), in [0, 1].
-        spacing: which timesteps to visit; None means the bundle's default.
+        spacing: which timesteps to visit; None means the bundle's default for its default sampler,
+            and what the sampler recommends for another.
         clip_denoised: clip predicted clean images to [−1, 1]; None means the bundle's default.
         sampler_options: the sampler's other options by name.
         label: class by number or name, one for all or one an image; "all" deals the classes out
@@ -53,6 +54,9 @@ class Settings:
             Source: Meng et al. (SDEdit), arXiv 2108.01073 Algorithm 1.
         mask: (H, W) in [0, 1], 1 where ``image`` is to be kept; the rest is painted in.
         x_T: (n, C, H, W) float32 to start from instead of the seed's noise; see ``Engine.encode``.
+        cache_interval: evaluate the whole network once every so many evaluations, and between only
+            its outer layers, on features kept from the last; 1 or None is off. Lossy; for bundles
+            exported with --step-cache. Source: Ma et al., arXiv 2312.00858.
         batch_size: images in flight at once, ≥ 1; changes speed and memory, never an image.
         output: "uint8" gives (n, H, W, C); "float32" gives (n, C, H, W), nominally in [−1, 1].
         on_step: called with a :class:`~ddpm_runtime.StepEvent` after every row.
@@ -73,6 +77,7 @@ class Settings:
     strength: float | None = None
     mask: NDArray[Any] | None = None
     x_T: Float | None = None  # noqa: N815
+    cache_interval: int | None = None
     batch_size: int | None = None
     output: str = "uint8"
     on_step: Callable[[Any], None] | None = None

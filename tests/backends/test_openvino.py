@@ -13,6 +13,7 @@ import pytest
 from ddpm_runtime import Engine
 from ddpm_runtime.backends.ort import open_ort
 from ddpm_runtime.backends.ov import open_openvino
+from ddpm_runtime.backends.user_cache import UserCache
 from ddpm_runtime.bundle import read_bundle
 from ddpm_runtime.errors import (
     BackendError,
@@ -147,7 +148,9 @@ def test_bytes_that_are_no_network_are_refused(tiny_engine_path):
 
 
 def test_impossible_requests_are_refused(tiny_engine_path):
-    with pytest.raises(ConfigurationError, match="possible: auto, bf16, fp32"):
+    with pytest.raises(ConfigurationError, match="possible: auto, bf16, fp16, fp32"):
+        Engine.load(tiny_engine_path, precision="int8")
+    with pytest.raises(ConfigurationError, match="on the processor there are fp32 and bf16"):
         Engine.load(tiny_engine_path, precision="fp16")
     with pytest.raises(ConfigurationError, match="backend='openvino'"):
         Engine.load(tiny_engine_path, backend="onnxruntime", precision="bf16")
@@ -211,3 +214,21 @@ print(os.waitpid(child, 0)[1])
         [sys.executable, "-c", code, str(tiny_engine_path)], capture_output=True, text=True
     )
     assert done.stdout.strip() == "0", done.stderr
+
+
+@needs_bf16
+def test_a_network_that_bf16_spoils_is_refused_with_what_names_the_layer(
+    unet_engine_path, monkeypatch, tmp_path
+):
+    bundle, cache = read_bundle(unet_engine_path), UserCache(tmp_path)
+    assert "% from fp32" in open_openvino(bundle, precision="bf16", cache=cache).description
+    monkeypatch.setattr("ddpm_runtime.backends.ov_compiler._LARGEST_ERROR", 1e-5)
+    for _ in range(2):  # measured, then remembered
+        with pytest.raises(ConfigurationError, match=r"from those in float32.*ddpm-export --prec"):
+            open_openvino(bundle, precision="bf16", cache=cache)
+    open_openvino(bundle, precision="fp32", cache=cache)
+
+
+def test_step_caching_is_refused(unet_engine_path):
+    with pytest.raises(ConfigurationError, match="OpenVINO, which has no step caching"):
+        open_openvino(read_bundle(unet_engine_path)).allocate_cached(2)

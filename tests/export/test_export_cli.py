@@ -11,24 +11,8 @@ import pytest
 import torch
 
 import ddpm_export.pipeline
-from ddpm_export.__main__ import main
 from ddpm_runtime.bundle import read_bundle
 from ddpm_runtime.errors import ParityError
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, network_bytes):
-    """Run ddpm-export in this process; the ONNX bytes come from the fixture."""
-    monkeypatch.setattr(ddpm_export.pipeline, "onnx_from_network", lambda *_, **__: network_bytes)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ddpm-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
 
 
 def ddpm_export_process(*arguments, **settings) -> subprocess.CompletedProcess:

@@ -19,8 +19,9 @@ import torch
 from tiny_export import SPEC, redrawn_network, save
 
 import ddpm_export.pipeline
+from ddpm_export.destination import default_output
 from ddpm_export.onnx_graph import onnx_from_network
-from ddpm_export.pipeline import ExportOptions, bundle_from_checkpoint, default_output
+from ddpm_export.pipeline import ExportOptions, bundle_from_checkpoint
 from ddpm_runtime import Engine
 from ddpm_runtime.bundle import read_bundle
 from ddpm_runtime.errors import CheckpointError, ConfigurationError, ParityError
@@ -72,7 +73,8 @@ def test_the_bundle_holds_what_the_checkpoint_said(network, tmp_path, network_by
     assert manifest.network.class_names == ("a", "b", "c")
     assert manifest.schedule == SPEC
     assert (manifest.defaults.sampler, manifest.defaults.steps) == ("ddim", 50)
-    assert manifest.parity == report.to_dict()
+    assert manifest.parity == report.parity.to_dict()
+    assert report.precision is None
     provenance = manifest.provenance
     assert provenance["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert provenance["training.step"] == "42"
@@ -135,7 +137,7 @@ def test_a_colour_network_without_classes_is_exported_for_real(tmp_path):
     )  # fmt: skip
     path = save(redrawn_network(config), tmp_path / "colour.pt")
     report = export(path)
-    assert report.labels == ()
+    assert report.parity.labels == ()
     with Engine.load(tmp_path / "colour.engine", threads=1) as engine:
         assert engine.sample(2, steps=3).shape == (2, 4, 4, 3)
 
@@ -328,6 +330,9 @@ def test_the_output_is_named_after_the_checkpoint(tmp_path, monkeypatch):
     assert default_output(tmp_path / "folder.v2") == tmp_path / "folder.v2.engine"
     monkeypatch.chdir(tmp_path / "folder.v2")
     assert default_output(Path(".")) == tmp_path / "folder.v2.engine"
+    (tmp_path / "a.engine").mkdir()
+    assert default_output(tmp_path / "model.v2.pt", "fp16") == tmp_path / "model.v2.fp16.engine"
+    assert default_output(tmp_path / "a.engine", "bf16") == tmp_path / "a.bf16.engine"
 
 
 # --- killed --------------------------------------------------------------------------------------

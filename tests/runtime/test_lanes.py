@@ -57,6 +57,7 @@ def random_program(registers: int, rows: int, seed: int, *, learned: bool = Fals
         "log_sigma_max": rng.normal(size=rows) if learned else None,
         "evaluates": rng.random(rows) < 0.8,
         "guided": None,
+        "shallow": None,
         "keeps_variance": False,
     }
     assert set(columns) == {field.name for field in dataclasses.fields(SamplerProgram)}

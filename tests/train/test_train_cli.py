@@ -242,3 +242,16 @@ def test_the_curve_falls_on_the_picture_as_the_loss_falls(tmp_path):
 def test_a_curve_that_cannot_be_drawn_is_left_out(tmp_path, losses):
     draw_curve(tmp_path / "curve.png", list(range(len(losses))), losses, "")
     assert not (tmp_path / "curve.png").exists()
+
+
+def test_betas_come_from_a_file_too(tmp_path):
+    betas = np.linspace(0.01, 0.2, 25)
+    np.save(tmp_path / "betas.npy", betas)
+    schedule = resolve_config(None, {"schedule": str(tmp_path / "betas.npy")}).diffusion.schedule
+    assert (make_schedule(**schedule).betas == betas).all()
+    assert schedule["num_train_timesteps"] == 25
+    (tmp_path / "bad.json").write_text("[0.1, 2.0]")
+    with pytest.raises(ConfigurationError, match=r"in \(0, 1\)"):
+        resolve_config(None, {"schedule": str(tmp_path / "bad.json")})
+    with pytest.raises(ConfigurationError, match="no-file"):
+        resolve_config(None, {"schedule": str(tmp_path / "no-file.json")})

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from ddpm_runtime.schedule import betas_from_file
+
 from .config import TrainConfig, config_from_recipe, with_overrides
 from .run_files import saved_config
 
@@ -48,7 +50,10 @@ def recipe_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             continue
         command = _flag(section, item, kind)(command)
     schedule = click.option(
-        "--schedule", default=None, metavar="NAME", help="Noise schedule.  [default: linear]"
+        "--schedule",
+        default=None,
+        metavar="NAME",
+        help="Noise schedule, or a .json or .npy file of betas.  [default: linear]",
     )
     timesteps = click.option(
         "--num-train-timesteps", type=int, default=None, help="Noise levels.  [default: 1000]"
@@ -82,12 +87,19 @@ def resolve_config(
             overrides[section, item.name] = flags[item.name]
     schedule = dict(base.diffusion.schedule)
     if flags.get("schedule") is not None:  # another family: the old one's options mean nothing
-        T = schedule.get("num_train_timesteps", 1000)
-        schedule = {"name": flags["schedule"], "num_train_timesteps": T}
+        schedule = _schedule(flags["schedule"], schedule.get("num_train_timesteps", 1000))
     if flags.get("num_train_timesteps") is not None:
         schedule["num_train_timesteps"] = flags["num_train_timesteps"]
     overrides["diffusion", "schedule"] = schedule
     return with_overrides(base, overrides)
+
+
+def _schedule(named: str, num_train_timesteps: int) -> dict[str, Any]:
+    """The arguments of ``make_schedule`` for a family's name, or for a file of betas."""
+    if Path(named).suffix not in (".json", ".npy"):
+        return {"name": named, "num_train_timesteps": num_train_timesteps}
+    betas = betas_from_file(named).tolist()
+    return {"name": "custom", "num_train_timesteps": len(betas), "betas": betas}
 
 
 def _recipe_fields() -> Iterator[tuple[str, Field[Any], Any]]:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..errors import ConfigurationError
 
-__all__ = ["Backend", "NetworkBinding", "NetworkShape"]
+__all__ = ["Backend", "CachedBinding", "NetworkBinding", "NetworkShape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,27 @@ class NetworkBinding:
         return len(self.sample)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CachedBinding:
+    """Buffers for step caching: the network in two parts; see ``evaluation.py``.
+
+    Args:
+        sample, timestep, label, prediction: as in :class:`NetworkBinding`.
+        deep: (capacity, channels, height, width) float32, deep features: written by ``run_whole``,
+            read by ``run_shallow``.
+        run_whole: evaluates rows [0, n) wholly.
+        run_shallow: evaluates the outer layers of rows [0, n), on ``deep``.
+    """
+
+    sample: NDArray[np.float32]
+    timestep: NDArray[np.float32]
+    label: NDArray[np.int64]
+    prediction: NDArray[np.float32]
+    deep: NDArray[np.float32]
+    run_whole: Callable[[int], None]
+    run_shallow: Callable[[int], None]
+
+
 class Backend(Protocol):
     """A loaded network."""
 
@@ -91,6 +113,14 @@ class Backend(Protocol):
         """Make buffers for up to ``capacity`` network rows.
 
         Raises:
+            LifecycleError: the backend is closed.
+        """
+
+    def allocate_cached(self, capacity: int) -> CachedBinding:
+        """Make buffers for up to ``capacity`` network rows with step caching.
+
+        Raises:
+            ConfigurationError: the bundle, or this backend, has no step caching.
             LifecycleError: the backend is closed.
         """
 
@@ -121,3 +151,33 @@ def allocate_buffers(
         run=run_rows,
     )
     return binding
+
+
+def allocate_cached_buffers(
+    shape: NetworkShape,
+    deep_shape: tuple[int, int, int],
+    capacity: int,
+    run_whole: Callable[[CachedBinding, int], None],
+    run_shallow: Callable[[CachedBinding, int], None],
+) -> CachedBinding:
+    """A binding for step caching over zeroed NumPy buffers; see :func:`allocate_buffers`."""
+    channels, height, width = shape.image
+    binding = CachedBinding(
+        sample=np.zeros((capacity, channels, height, width), np.float32),
+        timestep=np.zeros(capacity, np.float32),
+        label=np.zeros(capacity, np.int64),
+        prediction=np.zeros((capacity, shape.prediction_channels, height, width), np.float32),
+        deep=np.zeros((capacity, *deep_shape), np.float32),
+        run_whole=lambda rows: run_whole(binding, rows),
+        run_shallow=lambda rows: run_shallow(binding, rows),
+    )
+    return binding
+
+
+def no_step_cache(what: str) -> ConfigurationError:
+    """The error for step caching where there is none."""
+    return ConfigurationError(
+        f"a cache interval was asked of {what}, which has no step caching. Leave it out, or export "
+        "the checkpoint with ddpm-export --step-cache and run it with backend='onnxruntime' on the "
+        "processor."
+    )

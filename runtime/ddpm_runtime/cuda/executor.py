@@ -24,7 +24,7 @@ from ..errors import BackendError, ConfigurationError, LifecycleError, OutOfDevi
 from ..lanes import Known, check_fits
 from ..program import MAX_REGISTERS, SamplerProgram
 from .base import DeviceBackend
-from .device import Device
+from .device import Device, Stream
 from .kernels import load_kernels
 from .levels import RowLoop
 from .memory import LaneMemory
@@ -85,6 +85,12 @@ class CudaLanes:
             one bucket for the same bits whatever shares the batch.
         registers: most registers a program may have.
 
+    Attributes:
+        around_chunk: entered, with the lanes' stream, while ``advance`` puts a chunk of rows on it:
+            for measurements. What it enqueues as it is entered and left lies just before and just
+            after the rows. After :meth:`warm_up` nothing in between waits for the device, so the
+            stream may be held there.
+
     Raises:
         ConfigurationError: a bad capacity, bucket, level or number of registers.
         OutOfDeviceMemoryError: no room; nothing stays allocated.
@@ -108,6 +114,8 @@ class CudaLanes:
         self.shape = shape = backend.shape
         self.capacity = capacity
         self.rows_done = 0  # over all lanes, since these were made
+        self.around_chunk: Callable[[Stream], contextlib.AbstractContextManager[Any]]
+        self.around_chunk = contextlib.nullcontext
         self._buckets = _checked_buckets(buckets, capacity, conditional=shape.num_classes > 0)
         self._most_registers = registers
         self._device = device
@@ -223,7 +231,8 @@ class CudaLanes:
         rows = min(rows, self._slots.longest)
         self._flush()
         try:
-            self._enqueue(rows)
+            with self.around_chunk(self._stream):
+                self._enqueue(rows)
         except BackendError:
             with contextlib.suppress(BackendError):  # the first failure is the one to report
                 self._settle()

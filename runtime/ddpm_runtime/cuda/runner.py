@@ -14,6 +14,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ..backends.base import no_step_cache
 from ..bundle import Bundle
 from ..errors import BackendError, BackendUnavailableError, ConfigurationError
 from .base import DeviceBackend
@@ -69,6 +70,14 @@ class CudaRunner:
     def rows_at_once(self, rows: int, *, watched: bool) -> int:
         """All of them, unless somebody watches: each look waits for the device."""
         return -(-rows // _LOOKS) if watched else rows
+
+    def require_step_cache(self, bundle: Bundle) -> None:
+        """Step caching is not done on a CUDA device.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise no_step_cache(self.backend.description)
 
     def lanes(self, capacity: int) -> CudaLanes:
         """Make lanes; half as many if the device does not hold them and any number will do.

@@ -20,7 +20,7 @@ from .library import TensorRT
 from .progress import ProgressLine, monitor_for
 from .spec import PlanSpec
 
-__all__ = ["BuiltPlan", "plan_from_onnx"]
+__all__ = ["BuiltPlan", "check_targets", "plan_from_onnx"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ def plan_from_onnx(
         PlanBuildError: the library refuses the network or fails to build it; says why.
     """
     begun = time.monotonic()
-    _check_targets(library, spec)
+    check_targets(library, spec)
     trt = library.module
     library.complaints.clear()
     builder = _made(library, "a builder", lambda: trt.Builder(library.logger))
@@ -89,7 +89,12 @@ def plan_from_onnx(
     )
 
 
-def _check_targets(library: TensorRT, spec: PlanSpec) -> None:
+def check_targets(library: TensorRT, spec: PlanSpec) -> None:
+    """Refuse compute capabilities that a library cannot build for.
+
+    Raises:
+        ConfigurationError: the message has those it can.
+    """
     if library.is_rtx:
         possible = library.capabilities
         if not spec.sms:

@@ -112,7 +112,7 @@ def _logger(module: Any, complaints: deque[str]) -> Any:
     levels = {
         severities.INTERNAL_ERROR: logging.ERROR,
         severities.ERROR: logging.ERROR,
-        severities.WARNING: logging.WARNING,
+        severities.WARNING: logging.INFO,  # most are about nothing a user can change
         severities.INFO: logging.DEBUG,
         severities.VERBOSE: logging.DEBUG,
     }
