@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .step_cache_command import table
+
 __all__ = ["TABLES", "results_page"]
 
 Report = dict[str, Any]
@@ -194,6 +196,10 @@ def _whole(report: Report) -> str:
     return _table(rows)
 
 
+def _step_cache(report: Report) -> str:
+    return _table(table(report["cases"]))
+
+
 TABLES: dict[str, Callable[[Report], str]] = {
     "latency": _latency,
     "throughput": _throughput,
@@ -203,4 +209,5 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "peers": _peers,
     "profile": _profile,
     "whole": _whole,
+    "step-cache": _step_cache,
 }

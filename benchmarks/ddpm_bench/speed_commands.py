@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compare_command import compare_command
+from .gpu_command import gpu_command
 from .latency_command import latency_command
 from .memory_command import memory_command
 from .peers_command import peers_command
@@ -10,6 +11,7 @@ from .profile_command import profile_command
 from .results_command import results_command
 from .roofline_command import roofline_command
 from .startup_command import startup_command
+from .step_cache_command import step_cache_command
 from .throughput_command import throughput_command
 from .whole_command import whole_command
 
@@ -24,6 +26,8 @@ SPEED_COMMANDS = (
     peers_command,
     profile_command,
     whole_command,
+    step_cache_command,
+    gpu_command,
     compare_command,
     results_command,
 )

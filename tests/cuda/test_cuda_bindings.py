@@ -58,6 +58,35 @@ for image in ((2, 2, 4), (1, 3, 5)):
                 print(level, "|", lanes.description)
 """
 
+MEASURING = """
+import sys, time
+sys.path[:0] = [sys.argv[1]]
+from ddpm_bench.gpu_exercise import CopyNetwork, exercise
+from ddpm_bench.gpu_machine import gpu_facts
+from ddpm_bench.gpu_timing import ChunkTimer
+from ddpm_runtime.cuda import CudaLanes, open_device
+from helpers_cuda.programs import real_programs
+
+class Waiting(CopyNetwork):
+    def enqueue(self, stream, rows):
+        super().enqueue(stream, rows)
+        self._driver.call("cuStreamSynchronize", stream)
+
+with open_device() as device:
+    facts = gpu_facts(device)
+    print(facts["name"], facts["compute_capability"], facts["memory_bytes"], facts["cuda"])
+    print(*[exercise(device, level) for level in ("L0", "L1", "L2")])
+    for network in (CopyNetwork(device, (1, 4, 4)), Waiting(device, (1, 4, 4))):
+        timer = ChunkTimer(device, patience_s=0.2)
+        with CudaLanes(device, network, 1, graph_level="L0") as lanes:
+            lanes.warm_up()
+            lanes.start(real_programs(steps=9)["ddim, clip 1"], seed=0, index=0)
+            lanes.around_chunk = timer.held
+            lanes.advance(4)
+        print(timer.interrupted, timer.elapsed_ms() > 0)
+        timer.close()
+"""
+
 
 @pytest.fixture(scope="module")
 def fake_libcuda(tmp_path_factory) -> Path:
@@ -76,22 +105,27 @@ def fake_libcuda(tmp_path_factory) -> Path:
     return directory
 
 
-def test_the_real_bindings_carry_every_argument_to_the_driver(fake_libcuda, host_libraries):
-    step, loop = host_libraries
+def run_under(libcuda: Path, libraries: list[Path], program: str) -> list[str]:
+    step, loop = libraries
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": str(fake_libcuda),
+        "LD_LIBRARY_PATH": str(libcuda),
         "DDPM_STEP": str(step),
         "DDPM_LOOP": str(loop),
     }
     answer = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(HERE)],
+        [sys.executable, "-c", program, str(HERE)],
         capture_output=True,
         text=True,
         timeout=120,
         env=environment,
     )
     assert answer.returncode == 0, answer.stderr
+    return answer.stdout.splitlines()
+
+
+def test_the_real_bindings_carry_every_argument_to_the_driver(fake_libcuda, host_libraries):
+    said = run_under(fake_libcuda, host_libraries, PROGRAM)
     kernels = "kernels sm_90, shipped"
     loop_graph = f"L2, one graph with a conditional loop; {kernels}"
     expected = [
@@ -100,4 +134,14 @@ def test_the_real_bindings_carry_every_argument_to_the_driver(fake_libcuda, host
         f"L2 | {loop_graph}",
         f"auto | {loop_graph}",
     ]
-    assert answer.stdout.splitlines() == expected * 2
+    assert said == expected * 2
+
+
+def test_the_real_bindings_carry_what_a_measurement_asks(fake_libcuda, host_libraries):
+    """And let other threads run while they wait: else nobody could let a held stream go."""
+    assert run_under(fake_libcuda, host_libraries, MEASURING) == [
+        "Fake GPU 9.0 4000 13.0",
+        "14 14 14",
+        "False True",
+        "True True",
+    ]

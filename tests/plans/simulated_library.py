@@ -70,6 +70,7 @@ def simulated_tensorrt(
     driver: SimulatedDriver,
     folder: Path,
     buckets: tuple[int, ...],
+    **options: Any,
 ) -> TensorRTBackend:
     """The backend over a fake TensorRT of this version."""
     shape = NetworkShape.from_bundle(bundle)
@@ -80,7 +81,8 @@ def simulated_tensorrt(
     fake = FakeTensorRT(version, buckets=buckets, tensors=tensors)
     fake.execute = on_stream(driver, bundle)
     cache = PlanCache(folder / "plans")
-    return open_tensorrt(bundle, device, library=library_of(fake), cache=cache, buckets=buckets)
+    library = library_of(fake)
+    return open_tensorrt(bundle, device, library=library, cache=cache, buckets=buckets, **options)
 
 
 class OptionsThatAllowTheCpu(onnxruntime.SessionOptions):

@@ -7,6 +7,7 @@ there is skipped by name. The rehearsal shows that the tests themselves work.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -83,18 +84,18 @@ def stage(request, tmp_path, monkeypatch, shipped_engine_path):
         pytest.skip(f"no GPU: {error}")
     single = read_bundle(shipped_engine_path)
     with device:
-        backend = on_gpu(library, lowered(single, precision), device, tmp_path)
+        lowered = single if precision == "fp32" else lowered_once(shipped_engine_path, precision)
+        backend = on_gpu(library, lowered, device, tmp_path)
         yield Stage(device, single, backend, open_ort(single), precision, True)
         backend.close()
 
 
-def lowered(bundle, precision):
-    if precision == "fp32":
-        return bundle
+@functools.cache  # it takes seconds
+def lowered_once(path, precision):
     precision_bundle = pytest.importorskip(
         "ddpm_export.precision_bundle", reason="the export extra is not installed"
     )
-    return precision_bundle.lowered_bundle(bundle, precision)[0]
+    return precision_bundle.lowered_bundle(read_bundle(path), precision)[0]
 
 
 def on_gpu(library, bundle, device, tmp_path):

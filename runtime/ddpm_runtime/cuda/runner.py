@@ -96,8 +96,8 @@ class CudaRunner:
         self.device.close()
 
     def _make(self, capacity: int) -> CudaLanes:
-        conditional = self.backend.shape.num_classes > 0
-        buckets = (capacity * (2 if conditional else 1),) if self._lanes else None
+        rows = _rows(capacity, self.backend.shape.num_classes)
+        buckets = (rows,) if self._lanes else None
         return CudaLanes(
             self.device, self.backend, capacity, graph_level=self._graph_level, buckets=buckets
         )
@@ -180,6 +180,11 @@ def _because(refusals: list[str]) -> str:
     return "; ".join(["automatic: the first that this machine has", *refusals])
 
 
+def _rows(lanes: int, num_classes: int) -> int:
+    """Network rows that lanes take at most: guidance doubles those of a conditional network."""
+    return lanes * (2 if num_classes else 1)
+
+
 def _onnxruntime(bundle: Bundle, device: Device) -> DeviceBackend:
     from ..backends.ort_cuda import open_ort_cuda
 
@@ -197,10 +202,14 @@ def _tensorrt(bundle: Bundle, device: Device, opening: Opening, name: str) -> De
             f"{library.title} supports compute capabilities {supported}; {device.name} has "
             f"{device.sm / 10:.1f}. Use backend='tensorrt' or 'onnxruntime' on it."
         )
+    buckets = None
+    if opening.lanes is not None:
+        buckets = (_rows(opening.lanes, bundle.manifest.network.num_classes),)
     return open_tensorrt(
         bundle,
         device,
         library=library,
+        buckets=buckets,
         plan=opening.plan,
         trust_plan=opening.trust_plan,
         notice=_log.warning,

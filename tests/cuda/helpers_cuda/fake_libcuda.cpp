@@ -1,9 +1,11 @@
 // A libcuda.so.1 that runs kernels on the CPU, so that the real cuda.bindings can be called without
 // a driver: what is proven is that our arguments arrive as the driver's C interface takes them.
-// Work is done at once; captured work is kept in graphs. Kernels come from the g++ builds named by
-// DDPM_STEP and DDPM_LOOP.
+// Work is done at once, on a held stream when it is let go; captured work is kept in graphs. Kernels
+// come from the g++ builds named by DDPM_STEP and DDPM_LOOP.
 #include <dlfcn.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +27,21 @@ struct Graph {
 };
 struct Stream {
     Graph* capture = nullptr;
+    const volatile uint32_t* word = nullptr;  // held until it is at least the value
+    uint32_t value = 0;
+    std::vector<Work> waiting;
+    bool held() const { return word && *word < value; }
+    void wait() {
+        while (held()) usleep(1000);
+        word = nullptr;
+        for (Work& work : waiting) work();
+        waiting.clear();
+    }
+};
+struct Event {
+    bool timing;
+    Stream* stream;
+    double at_ms;
 };
 struct Function {
     std::string name;
@@ -52,11 +69,10 @@ static uint32_t* conditions() {
     return static_cast<uint32_t*>(dlsym(library(true), "ddpm_conditions"));
 }
 static Result put(Stream* stream, Work work) {
-    if (stream->capture)
-        stream->capture->work.push_back(work);
-    else
-        work();
-    return SUCCESS;
+    if (stream->capture) return stream->capture->work.push_back(work), SUCCESS;
+    if (stream->held()) return stream->waiting.push_back(work), SUCCESS;
+    stream->wait();
+    return work(), SUCCESS;
 }
 
 #define DRIVER extern "C" Result
@@ -66,6 +82,9 @@ DRIVER cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
 DRIVER cuDeviceGet(int* device, int ordinal) { return *device = ordinal, SUCCESS; }
 DRIVER cuDeviceGetName(char* name, int length, int) {
     return std::snprintf(name, length, "Fake GPU"), SUCCESS;
+}
+DRIVER cuDeviceGetPCIBusId(char* text, int length, int) {
+    return std::snprintf(text, length, "0000:01:00.0"), SUCCESS;
 }
 DRIVER cuDeviceGetAttribute(int* value, int attribute, int) {
     return *value = attribute == 75 ? 9 : 0, SUCCESS;  // compute capability 9.0
@@ -86,6 +105,17 @@ DRIVER cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Stream* s
 DRIVER cuMemcpyDtoHAsync_v2(void* to, Address from, size_t size, Stream* stream) {
     return put(stream, [=] { std::memcpy(to, reinterpret_cast<void*>(from), size); });
 }
+DRIVER cuMemcpyDtoDAsync_v2(Address to, Address from, size_t size, Stream* stream) {
+    return put(stream, [=] {
+        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), size);
+    });
+}
+DRIVER cuMemHostGetDevicePointer_v2(Address* address, void* memory, unsigned flags) {
+    return *address = reinterpret_cast<Address>(memory), flags ? INVALID_VALUE : SUCCESS;
+}
+DRIVER cuMemGetInfo_v2(size_t* free, size_t* total) {
+    return *free = 3000, *total = 4000, SUCCESS;
+}
 DRIVER cuMemsetD8Async(Address to, unsigned char byte, size_t count, Stream* stream) {
     return put(stream, [=] { std::memset(reinterpret_cast<void*>(to), byte, count); });
 }
@@ -98,16 +128,36 @@ DRIVER cuStreamCreate(Stream** stream, unsigned flags) {
     return *stream = new Stream, flags == 1 ? SUCCESS : INVALID_VALUE;
 }
 DRIVER cuStreamDestroy_v2(Stream* stream) { return delete stream, SUCCESS; }
-DRIVER cuStreamSynchronize(Stream* stream) { return stream->capture ? INVALID_VALUE : SUCCESS; }
-DRIVER cuStreamWaitEvent(Stream*, char* event, unsigned) {
-    return *event == 'r' ? SUCCESS : INVALID_VALUE;
+DRIVER cuStreamSynchronize(Stream* stream) {
+    return stream->capture ? INVALID_VALUE : (stream->wait(), SUCCESS);
 }
-DRIVER cuEventCreate(char** event, unsigned flags) {
-    return *event = new char('n'), flags == 2 ? SUCCESS : INVALID_VALUE;  // no timing
+DRIVER cuStreamWaitValue32_v2(Stream* stream, Address word, uint32_t value, unsigned flags) {
+    stream->word = reinterpret_cast<const volatile uint32_t*>(word);
+    stream->value = value;
+    return flags == 0 && !stream->capture ? SUCCESS : INVALID_VALUE;  // greater or equal
 }
-DRIVER cuEventDestroy_v2(char* event) { return delete event, SUCCESS; }
-DRIVER cuEventRecord(char* event, Stream*) { return *event = 'r', SUCCESS; }
-DRIVER cuEventSynchronize(char* event) { return *event == 'r' ? SUCCESS : INVALID_VALUE; }
+DRIVER cuStreamWaitEvent(Stream*, Event* event, unsigned) {
+    return event->stream ? (event->stream->wait(), SUCCESS) : INVALID_VALUE;
+}
+DRIVER cuEventCreate(Event** event, unsigned flags) {
+    *event = new Event{flags == 0, nullptr, 0};
+    return flags == 0 || flags == 2 ? SUCCESS : INVALID_VALUE;
+}
+DRIVER cuEventDestroy_v2(Event* event) { return delete event, SUCCESS; }
+DRIVER cuEventRecord(Event* event, Stream* stream) {
+    event->stream = stream;
+    return put(stream, [=] {
+        const auto now = std::chrono::steady_clock::now().time_since_epoch();
+        event->at_ms = std::chrono::duration<double, std::milli>(now).count();
+    });
+}
+DRIVER cuEventSynchronize(Event* event) {
+    return event->stream ? (event->stream->wait(), SUCCESS) : INVALID_VALUE;
+}
+DRIVER cuEventElapsedTime_v2(float* ms, Event* began, Event* ended) {
+    if (!began->timing || !ended->timing || !ended->stream) return INVALID_VALUE;
+    return *ms = static_cast<float>(ended->at_ms - began->at_ms), SUCCESS;
+}
 DRIVER cuModuleLoadData(Module** module, const char* image) {
     if (std::memcmp(image, "\x7f" "ELF", 4)) return INVALID_IMAGE;
     return *module = new Module, SUCCESS;
@@ -168,12 +218,13 @@ DRIVER cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned lo
     return *executable = graph, flags ? INVALID_VALUE : SUCCESS;
 }
 DRIVER cuGraphUpload(Graph*, Stream*) { return SUCCESS; }
-DRIVER cuGraphLaunch(Graph* graph, Stream*) {
-    for (Work& work : graph->work) work();
-    if (graph->body)
-        for (conditions()[graph->condition] = 1; conditions()[graph->condition];)
-            for (Work& work : graph->body->work) work();
-    return SUCCESS;
+DRIVER cuGraphLaunch(Graph* graph, Stream* stream) {
+    return put(stream, [=] {
+        for (Work& work : graph->work) work();
+        if (graph->body)
+            for (conditions()[graph->condition] = 1; conditions()[graph->condition];)
+                for (Work& work : graph->body->work) work();
+    });
 }
 DRIVER cuGraphExecDestroy(Graph*) { return SUCCESS; }
 DRIVER cuGraphDestroy(Graph* graph) { return delete graph->body, delete graph, SUCCESS; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ class Marker:
 
     stream: SimulatedStream
     passed: bool = False
+    at: float = 0.0
+
+    def reach(self) -> None:
+        self.passed, self.at = True, time.perf_counter()
 
 
 @dataclass(eq=False)

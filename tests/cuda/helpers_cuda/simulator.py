@@ -21,10 +21,10 @@ from cuda.bindings import driver as real
 from ddpm_runtime.cuda.driver import Driver, start_driver
 from ddpm_runtime.cuda.layout import State
 
+from .simulated_measuring import Measuring
 from .simulated_parts import (
     Code,
     DriverFailure,
-    Marker,
     NodeParameters,
     SimulatedGraph,
     SimulatedStream,
@@ -48,7 +48,7 @@ PARAMETER_BYTES = {
 }
 
 
-class SimulatedDriver:
+class SimulatedDriver(Measuring):
     """Give ``started()`` to ``open_device``.
 
     Args:
@@ -255,22 +255,6 @@ class SimulatedDriver:
     def _cuStreamWaitEvent(self, stream, event, flags):
         marker = self.handles[int(event)]["marker"]
         self._enqueue(stream, lambda: marker.stream.run(until=marker))
-
-    def _cuEventCreate(self, flags):
-        return self._keep({"marker": None})
-
-    def _cuEventDestroy(self, event):
-        self._drop(event)
-
-    def _cuEventRecord(self, event, stream):
-        marker = Marker(self.handles[int(stream)])
-        self.handles[int(event)]["marker"] = marker
-        self._enqueue(stream, lambda: setattr(marker, "passed", True))
-
-    def _cuEventSynchronize(self, event):
-        marker = self.handles[int(event)]["marker"]
-        if marker is not None:
-            marker.stream.run(until=marker)
 
     # --- kernels -------------------------------------------------------------------------------
 
