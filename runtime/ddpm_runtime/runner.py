@@ -277,4 +277,5 @@ def _open_cuda(bundle: Bundle, opening: Opening, ordinal: int) -> Runner:
 
 def _unless_plain(refusal: str) -> str:
     """Why a GPU that somebody could expect to be used was not; nothing where none was set up."""
-    return "" if "is not installed" in refusal else f"; no GPU: {refusal}"
+    cause = re.split(r"[:.;] ", refusal, maxsplit=1)[0]
+    return "" if "is not installed" in cause else f"; no GPU: {cause}"
