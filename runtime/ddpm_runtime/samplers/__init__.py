@@ -101,7 +101,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": _entry(
         euler_ancestral, 1, 1, 100, "k-diffusion, sample_euler_ancestral", stochastic=True
     ),
-    "heun": _entry(heun, 2, 2, 18, "Karras et al., arXiv 2206.00364 Algorithm 1", spacing="karras"),
+    "heun": _entry(heun, 2, 2, 18, "Karras et al., arXiv 2206.00364 Algorithm 1"),
     "dpmpp_2m": _entry(
         dpmpp_2m, 2, 1, 20, "Lu et al., arXiv 2211.01095 Algorithm 2", spacing="log_snr"
     ),
