@@ -92,8 +92,8 @@ class OrtBackend:
             inputs, outputs = _tensors(self.shape)
             deep: Tensors = {"deep": ("tensor(float)", list(step_cache.deep))}
             self._parts = (
-                self._load(bundle.cached.whole_bytes, (inputs, outputs | deep)),
-                self._load(bundle.cached.shallow_bytes, (inputs | deep, outputs)),
+                self._load(bundle.cached.whole_bytes, (inputs, outputs | deep), alone=False),
+                self._load(bundle.cached.shallow_bytes, (inputs | deep, outputs), alone=False),
             )
         whole, shallow = (self._runs(part) for part in self._parts)
         return allocate_cached_buffers(self.shape, step_cache.deep, capacity, whole, shallow)
@@ -107,13 +107,23 @@ class OrtBackend:
             raise LifecycleError("this backend is closed; load the engine again.")
         return self._bundle
 
-    def _load(self, content: bytes, expected: tuple[Tensors, Tensors]) -> Any:
-        """A session that has exactly the inputs and outputs that are expected."""
+    def _load(
+        self, content: bytes, expected: tuple[Tensors, Tensors], *, alone: bool = True
+    ) -> Any:
+        """A session that has exactly the inputs and outputs that are expected.
+
+        Args:
+            content: the network.
+            expected: inputs and outputs.
+            alone: whether it runs again and again; two that take turns must not wait actively for
+                work after a run, or each slows the other's threads.
+        """
         library, bundle = self._onnxruntime, self._open()
         options = library.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.add_session_config_entry("session.force_spinning_stop", str(int(not alone)))
         try:
             session = library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises many unrelated types
