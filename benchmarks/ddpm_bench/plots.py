@@ -41,26 +41,35 @@ def plot_quality(path: Path, report: dict[str, Any]) -> None:
         path: destination.
         report: of ``ddpm-bench quality`` on an engine.
     """
-    figure = _figure_class()(figsize=(9, 3.6), layout="constrained")
+    figure = _figure_class()(figsize=(10, 5.4), layout="constrained")
     axes = figure.subplots(1, 2)
     cases = [case for case in report["cases"] if "evaluations" in case["source"]]
-    by_sampler: dict[str, list[dict[str, Any]]] = {}
+    ways: dict[str, list[dict[str, Any]]] = {}
     for case in sorted(cases, key=lambda case: case["source"]["evaluations"]):
         name = f"{case['source']['sampler']}, {case['source']['spacing']}"
-        by_sampler.setdefault(name, []).append(case)
-    for sampler, points in by_sampler.items():
+        ways.setdefault(name, []).append(case)
+    for i, (name, points) in enumerate(sorted(ways.items())):
         evaluations = [case["source"]["evaluations"] for case in points]
-        axes[0].plot(evaluations, [case["frechet"] for case in points], "o-", label=sampler)
-        axes[1].plot(evaluations, [1000 * case["kid"]["mean"] for case in points], "o-")
+        style = {"color": f"C{i % 10}", "marker": "osv^D"[i // 10 % 5], "markersize": 4}
+        axes[0].plot(evaluations, [case["frechet"] for case in points], label=name, **style)
+        axes[1].plot(evaluations, [1000 * case["kid"]["mean"] for case in points], **style)
     for floor in report["floors"]:
         style = {"linestyle": "--" if floor["name"] == "train" else ":", "color": "grey"}
         axes[0].axhline(floor["frechet"], label=f"real images ({floor['name']})", **style)
         axes[1].axhline(1000 * floor["kid"], **style)
+    counts: list[int] = []
+    for count in sorted({case["source"]["evaluations"] for case in cases}, reverse=True):
+        if not counts or count < 0.85 * counts[-1]:  # room for its label
+            counts.append(count)
     for axis, name in zip(axes, ("Fréchet distance", "KID × 1000"), strict=True):
         axis.set(xlabel="network evaluations an image", ylabel=name, xscale="log")
+        axis.set_xticks(counts, map(str, counts))
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    axes[0].legend(fontsize="x-small")
+    axes[1].set_yscale("symlog", linthresh=1.0)  # a KID may be negative
+    axes[1].set_ylim(bottom=-1.0)
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     _save(figure, path)
 
 
