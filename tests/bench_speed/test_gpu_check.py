@@ -190,7 +190,7 @@ def test_make_runs_it_in_its_own_environment_or_in_the_one_named(words, expected
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")
-    inherited = ("PYTHON", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")
+    inherited = ("PYTHON", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
     clean = {name: value for name, value in os.environ.items() if name not in inherited}
     done = subprocess.run(
         [make, "-n", "gpu-check", *words], cwd=ROOT, env=clean, capture_output=True, text=True
