@@ -304,28 +304,27 @@ class Engine:
         n: int,
         settings: Settings,
     ) -> Iterator[Sample]:
-        """Take lanes at once, so that a refusal comes before the first image is begun."""
+        """Refuse at once; lanes are taken with the first image, so that a stream may be dropped."""
         if os.getpid() != self._process:
             raise LifecycleError(
                 "this engine was loaded before the process forked; load it in the child, or start "
                 "workers with the 'spawn' method."
             )
-        in_flight = min(n, settings.batch_size or _LARGEST_BATCH)
-        lanes = self._pool.take(self._runner.capacity_for(in_flight))
-        return self._loop(lanes, program, requests, n, settings, in_flight)
+        self._pool.require_open()
+        return self._loop(program, requests, n, settings)
 
     def _loop(
         self,
-        lanes: Lanes,
         program: SamplerProgram,
         requests: Iterator[dict[str, Any]],
         n: int,
         settings: Settings,
-        in_flight: int,
     ) -> Iterator[Sample]:
         """Keep the lanes full until every request is done."""
         watched, pixels = settings.on_step is not None, settings.output == "uint8"
         rows = self._runner.rows_at_once(len(program), watched=watched)
+        in_flight = min(n, settings.batch_size or _LARGEST_BATCH)
+        lanes = self._pool.take(self._runner.capacity_for(in_flight))
         done_before = lanes.rows_done
         try:
             while True:

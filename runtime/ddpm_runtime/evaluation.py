@@ -74,7 +74,7 @@ class Evaluator:
             x_t: (lanes, C, H, W) float32.
             column: the present row of a program column, (lanes or 1, 1, 1, 1).
         """
-        if any(lane.program.caches for lane in lanes):
+        if self._cached is not None and any(lane.program.caches for lane in lanes):
             answers = self._in_groups(lanes, x_t, column)
         else:
             answers = self._binding.prediction[: len(lanes)]

@@ -1,8 +1,8 @@
 """Lanes between calls: taken, used by one thread, given back.
 
 Making lanes on a device takes memory and captures graphs, so they are kept. They stay with the
-thread that made them, because some libraries keep their graphs by thread. What is used least is
-closed first, and everything idle when the device runs out of memory.
+thread that made them, because some libraries keep their graphs by thread. What was used longest
+ago is closed first, and everything idle when the device runs out of memory.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class LanePool:
         """
         key = (threading.current_thread(), capacity)
         with self._lock:
-            if self._closed:
-                raise LifecycleError("this engine is closed; load it again with Engine.load().")
+            self.require_open()
             lanes = self._idle.pop(key, None)
             if lanes is not None:
                 self._lent[id(lanes)] = key
@@ -61,6 +60,15 @@ class LanePool:
                 if made is not None:
                     self._lent[id(made)] = key
                 self._close_if_unused()
+
+    def require_open(self) -> None:
+        """Refuse a pool that is closed.
+
+        Raises:
+            LifecycleError: it is.
+        """
+        if self._closed:
+            raise LifecycleError("this engine is closed; load it again with Engine.load().")
 
     def give_back(self, lanes: Lanes) -> None:
         """Put lanes back, free; after ``close`` they are closed."""

@@ -195,3 +195,14 @@ def test_a_stream_goes_on_after_the_engine_is_closed_and_then_nothing_is_left(ti
     assert (np.stack(images) == expected).all()
     with pytest.raises(LifecycleError):
         engine.sample(1)
+
+
+def test_a_dropped_stream_does_not_keep_the_network(tiny_engine_path, monkeypatch):
+    engine = Engine.load(tiny_engine_path)
+    stream = engine.stream(3, steps=2)
+    closed = []
+    monkeypatch.setattr(type(engine._runner.backend), "close", lambda self: closed.append(True))
+    engine.close()
+    assert closed == [True]  # at once: the stream had not begun
+    with pytest.raises(LifecycleError, match="load it again"):
+        next(stream)
