@@ -16,6 +16,7 @@ import click
 from ddpm_runtime.atomic import atomic_file
 from ddpm_runtime.console import run_command
 from ddpm_runtime.cuda.device import Device, open_device
+from ddpm_runtime.cuda.runner import open_network
 from ddpm_runtime.errors import BackendError, BackendUnavailableError, ConfigurationError, DDPMError
 from ddpm_runtime.runner import CUDA_BACKENDS
 
@@ -23,7 +24,7 @@ from .gpu_budget import Budget
 from .gpu_cases import cases_of, row_flops, skipped
 from .gpu_machine import gpu_facts, matmul_gflops
 from .gpu_matrix import LEVELS, Group, our_ways, torch_ways
-from .gpu_ours import Networks, open_network
+from .gpu_ours import Networks
 from .gpu_subjects import SHIPPED_ENGINE, Subject, cifar_subject, subject_from_engine
 from .gpu_tables import markdown, print_tables
 from .gpu_torch import cuda_torch
@@ -148,7 +149,7 @@ def _installed(
     found, missing = [], {}
     for name in backends:
         try:
-            open_network(subject.bundle, device, name, rows=(1,), notices=[]).close()
+            open_network(subject.bundle, device, name, buckets=(1,)).close()
             found.append(name)
         except BackendUnavailableError as error:
             missing[name] = str(error)

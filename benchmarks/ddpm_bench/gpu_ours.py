@@ -1,7 +1,7 @@
 """A whole batch on the device by us, with every backend and graph level: what is timed.
 
-A TensorRT plan is built for the batch that is timed alone, which is what ``lanes=N`` has; Engine
-without it builds one plan for all powers of two.
+A TensorRT plan is built for the batch that is timed, with guidance and without; ``lanes=N`` has one
+for guidance alone, and Engine without it one for all powers of two.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_runtime import plans
+from ddpm_runtime.backends.base import NetworkShape
 from ddpm_runtime.bundle import Bundle
 from ddpm_runtime.cuda import CudaLanes, DeviceBackend, lanes_that_fit
 from ddpm_runtime.cuda.device import Device
+from ddpm_runtime.cuda.runner import open_network
 from ddpm_runtime.errors import (
     BackendError,
-    BackendUnavailableError,
     DDPMError,
     NonFiniteError,
     OutOfDeviceMemoryError,
@@ -28,43 +28,13 @@ from ddpm_runtime.program import SamplerProgram
 
 from .gpu_timing import ChunkTimer
 
-__all__ = ["Networks", "OurBatch", "free_bytes", "open_network"]
+__all__ = ["Networks", "OurBatch", "free_bytes"]
 
 _HELD_ROWS = {"L0": 2}  # plain launches fill the device's queue, about 1,000 long
 _HELD_ROWS_OTHERWISE = 8
 _HELD_CHUNKS = 5
 
 Pixels = NDArray[np.uint8]
-
-
-def open_network(
-    bundle: Bundle, device: Device, backend: str, *, rows: tuple[int, ...], notices: list[str]
-) -> DeviceBackend:
-    """A network by the name of a backend.
-
-    Args:
-        bundle: what to run.
-        device: where.
-        backend: "tensorrt", "tensorrt_rtx" or "onnxruntime".
-        rows: batch sizes of a plan.
-        notices: why a plan is built, and for whom we waited, are appended.
-
-    Raises:
-        BackendUnavailableError: the library is not installed, or does not support this GPU.
-        BackendError: it refuses the network.
-    """
-    if backend == "onnxruntime":
-        from ddpm_runtime.backends import ort_cuda
-
-        return ort_cuda.open_ort_cuda(bundle, device)
-    from ddpm_runtime.backends.tensorrt import open_tensorrt
-
-    library = plans.load_library(backend)
-    if library.is_rtx and device.sm not in library.capabilities:
-        raise BackendUnavailableError(
-            f"{library.title} does not support compute capability {device.sm / 10:.1f}."
-        )
-    return open_tensorrt(bundle, device, library=library, buckets=rows, notice=notices.append)
 
 
 def free_bytes(device: Device) -> int:
@@ -117,9 +87,8 @@ class _Opened:
     """One network, and what it cost."""
 
     def __init__(self, bundle: Bundle, device: Device, backend: str, batch: int) -> None:
-        conditional = bundle.manifest.network.num_classes > 0
         self._bundle, self._device, self._name, self._batch = bundle, device, backend, batch
-        self._rows = (batch, 2 * batch) if conditional else (batch,)
+        self._rows = tuple(sorted({batch, NetworkShape.from_bundle(bundle).rows_for(batch)}))
         self.unused = True
         self._notices: list[str] = []
         began = time.perf_counter()
@@ -139,7 +108,7 @@ class _Opened:
 
     def _open(self, notices: list[str]) -> DeviceBackend:
         return open_network(
-            self._bundle, self._device, self._name, rows=self._rows, notices=notices
+            self._bundle, self._device, self._name, buckets=self._rows, notice=notices.append
         )
 
     def _ready(self, backend: DeviceBackend, level: str) -> tuple[CudaLanes, float]:

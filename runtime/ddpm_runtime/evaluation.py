@@ -47,7 +47,7 @@ class Evaluator:
         self.shape = backend.shape
         self._backend = backend
         self._capacity = capacity
-        self._rows = capacity * (2 if self.shape.num_classes else 1)
+        self._rows = self.shape.rows_for(capacity)
         self._binding: NetworkBinding = backend.allocate(self._rows)
         self._cached: CachedBinding | None = None
         self._deep = self._answers = np.zeros(0, np.float32)

@@ -299,11 +299,11 @@ def test_a_host_gap_is_what_the_device_did_not_work():
 
 @pytest.fixture
 def lanes(driver, tiny_engine_path):
-    from ddpm_bench.gpu_ours import open_network
+    from ddpm_runtime.cuda.runner import open_network
 
     bundle = read_bundle(tiny_engine_path)
     with open_device() as device:
-        backend = open_network(bundle, device, "tensorrt", rows=(2, 4), notices=[])
+        backend = open_network(bundle, device, "tensorrt", buckets=(2, 4))
         with CudaLanes(device, backend, 2, graph_level="L0") as made:
             made.warm_up()
             for index in range(2):

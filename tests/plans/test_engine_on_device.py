@@ -99,7 +99,7 @@ def test_onnxruntime_is_taken_where_there_is_no_tensorrt(
     bundle = read_bundle(tiny_engine_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     monkeypatch.setattr(
-        "ddpm_runtime.cuda.runner._onnxruntime",
+        "ddpm_runtime.backends.ort_cuda.open_ort_cuda",
         lambda _bundle, device: simulated_ort_cuda(bundle, device, driver, monkeypatch),
     )
     with Engine.load(tiny_engine_path, device="cuda") as engine:

@@ -38,6 +38,10 @@ class NetworkShape:
     prediction_channels: int
     num_classes: int
 
+    def rows_for(self, lanes: int) -> int:
+        """Network rows that lanes take at most: guidance asks a second one of each."""
+        return lanes * (2 if self.num_classes else 1)
+
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> NetworkShape:
         """The shape a manifest describes."""

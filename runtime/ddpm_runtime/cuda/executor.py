@@ -116,7 +116,7 @@ class CudaLanes:
         self.rows_done = 0  # over all lanes, since these were made
         self.around_chunk: Callable[[Stream], contextlib.AbstractContextManager[Any]]
         self.around_chunk = contextlib.nullcontext
-        self._buckets = _checked_buckets(buckets, capacity, conditional=shape.num_classes > 0)
+        self._buckets = _checked_buckets(buckets, capacity, most=shape.rows_for(capacity))
         self._most_registers = registers
         self._device = device
         self._slots = Slots(capacity)
@@ -356,11 +356,8 @@ class CudaLanes:
         return finished
 
 
-def _checked_buckets(
-    buckets: Sequence[int] | None, capacity: int, *, conditional: bool
-) -> tuple[int, ...]:
+def _checked_buckets(buckets: Sequence[int] | None, capacity: int, *, most: int) -> tuple[int, ...]:
     """Ascending numbers of network rows; the last holds everything."""
-    most = capacity * (2 if conditional else 1)
     if buckets is None:
         return tuple(sorted({capacity, most}))
     ascending = tuple(sorted(set(buckets)))

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..backends.base import no_step_cache
+from ..backends.base import NetworkShape, no_step_cache
 from ..bundle import Bundle
 from ..errors import BackendError, BackendUnavailableError, ConfigurationError
 from .base import DeviceBackend
@@ -24,7 +26,7 @@ from .executor import CudaLanes, lanes_that_fit
 if TYPE_CHECKING:
     from ..runner import Opening
 
-__all__ = ["CudaRunner", "open_cuda"]
+__all__ = ["CudaRunner", "open_cuda", "open_network"]
 
 _log = logging.getLogger("ddpm_runtime")
 
@@ -96,8 +98,7 @@ class CudaRunner:
         self.device.close()
 
     def _make(self, capacity: int) -> CudaLanes:
-        rows = _rows(capacity, self.backend.shape.num_classes)
-        buckets = (rows,) if self._lanes else None
+        buckets = (self.backend.shape.rows_for(capacity),) if self._lanes else None
         return CudaLanes(
             self.device, self.backend, capacity, graph_level=self._graph_level, buckets=buckets
         )
@@ -152,17 +153,18 @@ def _check(bundle: Bundle, opening: Opening) -> None:
 
 def _open_backend(bundle: Bundle, device: Device, opening: Opening) -> tuple[DeviceBackend, str]:
     """The backend that was asked for, or the first that can be had here."""
-    if opening.backend == "onnxruntime":
-        return _onnxruntime(bundle, device), "asked for"
+    options: dict[str, Any] = {"plan": opening.plan, "trust_plan": opening.trust_plan}
+    if opening.lanes is not None:
+        options["buckets"] = (NetworkShape.from_bundle(bundle).rows_for(opening.lanes),)
     if opening.backend != "auto":
-        return _tensorrt(bundle, device, opening, opening.backend), "asked for"
+        return open_network(bundle, device, opening.backend, **options), "asked for"
     refusals = []
     for library in ("tensorrt", "tensorrt_rtx"):
         if importlib.util.find_spec(library) is None:
             refusals.append(f"{library} is not installed")
             continue
         try:
-            return _tensorrt(bundle, device, opening, library), _because(refusals)
+            return open_network(bundle, device, library, **options), _because(refusals)
         except BackendUnavailableError as error:
             refusals.append(str(error))
     if opening.plan is not None:
@@ -171,7 +173,7 @@ def _open_backend(bundle: Bundle, device: Device, opening: Opening) -> tuple[Dev
             "'ddpm-engine[tensorrt]'"
         )
     try:
-        return _onnxruntime(bundle, device), _because(refusals)
+        return open_network(bundle, device, "onnxruntime"), _because(refusals)
     except BackendUnavailableError as error:
         raise BackendUnavailableError(f"{'; '.join(refusals)}; {error}") from error
 
@@ -180,37 +182,51 @@ def _because(refusals: list[str]) -> str:
     return "; ".join(["automatic: the first that this machine has", *refusals])
 
 
-def _rows(lanes: int, num_classes: int) -> int:
-    """Network rows that lanes take at most: guidance doubles those of a conditional network."""
-    return lanes * (2 if num_classes else 1)
+def open_network(
+    bundle: Bundle,
+    device: Device,
+    backend: str,
+    *,
+    buckets: Sequence[int] | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    trust_plan: bool = False,
+    notice: Callable[[str], None] = _log.warning,
+) -> DeviceBackend:
+    """Get a network ready on a device by the name of a backend.
 
+    Args:
+        bundle: what :func:`~ddpm_runtime.bundle.read_bundle` returned.
+        device: where; it stays the caller's.
+        backend: "tensorrt", "tensorrt_rtx" or "onnxruntime".
+        buckets: batch sizes of a TensorRT plan; None means all powers of two that are needed.
+        plan: a plan file to use instead of the cache.
+        trust_plan: use it although somebody else built it.
+        notice: told why a plan is built.
 
-def _onnxruntime(bundle: Bundle, device: Device) -> DeviceBackend:
-    from ..backends.ort_cuda import open_ort_cuda
+    Raises:
+        BackendUnavailableError: the library is not installed, or does not support this GPU.
+        BackendError: it refuses the network, or a plan that was named.
+    """
+    if backend == "onnxruntime":
+        from ..backends.ort_cuda import open_ort_cuda
 
-    return open_ort_cuda(bundle, device)
-
-
-def _tensorrt(bundle: Bundle, device: Device, opening: Opening, name: str) -> DeviceBackend:
+        return open_ort_cuda(bundle, device)
     from ..backends.tensorrt import open_tensorrt
     from ..plans import load_library
 
-    library = load_library(name)
+    library = load_library(backend)
     if library.is_rtx and device.sm not in library.capabilities:
         supported = ", ".join(f"{sm / 10:.1f}" for sm in library.capabilities)
         raise BackendUnavailableError(
             f"{library.title} supports compute capabilities {supported}; {device.name} has "
             f"{device.sm / 10:.1f}. Use backend='tensorrt' or 'onnxruntime' on it."
         )
-    buckets = None
-    if opening.lanes is not None:
-        buckets = (_rows(opening.lanes, bundle.manifest.network.num_classes),)
     return open_tensorrt(
         bundle,
         device,
         library=library,
         buckets=buckets,
-        plan=opening.plan,
-        trust_plan=opening.trust_plan,
-        notice=_log.warning,
+        plan=plan,
+        trust_plan=trust_plan,
+        notice=notice,
     )
