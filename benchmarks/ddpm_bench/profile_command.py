@@ -29,7 +29,7 @@ _UNFAIR = [
 _INPUTS = "network inputs"
 PARTS = {
     "_columns": "columns",
-    "_fill_noise": "noise",
+    "_present_noise": "noise",
     "_weighted_sum": "weighted sums",
     "_restore_known": "inpainting",
     "_retire": "finish and check",
@@ -62,7 +62,7 @@ class ProfiledLanes(HostLanes):
 @engine_options
 @click.option("--sampler", "samplers", multiple=True, default=("ddim", "ddpm"))
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 8, 64))
-@click.option("--rounds", default=50, help="Timed steps of each case.")
+@click.option("--rounds", default=10, help="Timed trajectories of each case.")
 @json_option
 @click.pass_context
 def profile_command(
@@ -70,7 +70,7 @@ def profile_command(
     batch_sizes: tuple[int, ...], rounds: int, json_path: Path | None, precision: str,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Split the time of a step by what the host loop does. Medians, in microseconds."""
+    """Split the time of a step by what the host loop does. Medians of means, in microseconds."""
     check_positive(batch_size=batch_sizes, rounds=rounds)
     load = load_average()
     bundle, backend = open_split(engine_path, precision=precision, **options)
@@ -102,30 +102,29 @@ def profile_command(
 
 
 def _profile(backend: SplitBackend, stepper: Stepper, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each part, step by step."""
+    """Milliseconds a row of each part: means over whole trajectories.
+
+    What the loop does for several rows at once would be free in the median of single rows.
+    """
     lanes: Any = stepper.lanes
-    for _ in range(3):
-        stepper()
     found: dict[str, list[float]] = defaultdict(list)
-    while len(found["step"]) < rounds:
-        if not lanes.active:
-            stepper()
-            continue
+    for trajectory in range(rounds + 1):
+        stepper.begin()
         lanes.seconds.clear()
-        network, began = backend.network_s, time.perf_counter()
-        lanes.advance()
+        network, began, rows = backend.network_s, time.perf_counter(), 0
+        while lanes.active:
+            lanes.advance()
+            rows += 1
         whole = time.perf_counter() - began
+        if not trajectory:
+            continue  # the first warms up
         network = backend.network_s - network
         parts = {part: lanes.seconds[part] for part in (_INPUTS, *PARTS.values())}
         parts[_INPUTS] -= network
         rest = whole - network - sum(parts.values())
-        for part, seconds in {
-            "network": network,
-            **parts,
-            "elementwise": rest,
-            "step": whole,
-        }.items():
-            found[part].append(1e3 * seconds)
+        found["network"].append(1e3 * network / rows)
+        for part, seconds in {**parts, "elementwise": rest, "step": whole}.items():
+            found[part].append(1e3 * seconds / rows)
     return found
 
 

@@ -74,15 +74,16 @@ class Stepper:
         self.lanes = lanes(backend, batch_size)
         self._program = program
         self._classes = backend.shape.num_classes
-        self._begin()
+        self.begin()
 
     def __call__(self) -> None:
         """One step."""
         if not self.lanes.active:
-            self._begin()
+            self.begin()
         self.lanes.advance()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start an image in every lane that is free."""
         for index in range(self.lanes.free):
             label = index % self._classes if self._classes else None
             self.lanes.start(self._program, seed=0, index=index, label=label)

@@ -139,9 +139,9 @@ class Evaluator:
         binding.label[:n] = [lane.label for lane in lanes]
         guided = [i for i, lane in enumerate(lanes) if _is_guided(lane)]
         if guided:
-            rows = slice(n, n + len(guided))
-            binding.sample[rows] = binding.sample[guided]
-            binding.timestep[rows] = binding.timestep[guided]
+            rows, asked = slice(n, n + len(guided)), _places(guided, n)
+            binding.sample[rows] = binding.sample[asked]
+            binding.timestep[rows] = binding.timestep[asked]
             binding.label[rows] = self.shape.num_classes
         return guided
 
@@ -169,6 +169,12 @@ def _guide(
     if guided:
         n, prediction = len(lanes), binding.prediction
         scales = np.array([lanes[i].guidance_scale for i in guided], np.float32)
-        conditional = prediction[guided, :channels]
+        asked = _places(guided, n)
+        conditional = prediction[asked, :channels]
         guide(conditional, prediction[n : n + len(guided), :channels], scales)
-        prediction[guided, :channels] = conditional
+        prediction[asked, :channels] = conditional
+
+
+def _places(guided: list[int], n: int) -> slice | list[int]:
+    """Where the guided lanes stand; where all are, a slice, which copies nothing."""
+    return slice(n) if len(guided) == n else guided

@@ -23,7 +23,8 @@ from .backends.base import Backend, NetworkShape
 from .errors import ConfigurationError, LifecycleError
 from .evaluation import Evaluator
 from .images import to_uint8
-from .noise import fill_noise, noise
+from .noise import noise
+from .noise_ahead import NoiseAhead
 from .portable_math import exp
 from .program import SamplerProgram
 
@@ -132,7 +133,8 @@ class HostLanes:
         self._lanes: list[_Lane] = []
         self._registers: list[Float] = [self._buffer()]
         self._next: list[Float] = [self._buffer()]
-        self._x_0, self._z, self._term = self._buffer(), self._buffer(), self._buffer()
+        self._x_0, self._term = self._buffer(), self._buffer()
+        self._noise = NoiseAhead(capacity, self._term[0].size)
 
     @property
     def active(self) -> int:
@@ -198,7 +200,7 @@ class HostLanes:
         if initial is not None:
             x_T[0] = initial
         else:
-            self._fill_noise(x_T, self._lanes[lane:], draw_offset=0)
+            x_T[0] = noise(seed, index, 0, x_T.size).reshape(x_T[0].shape)
             x_T *= np.float32(program.initial_scale)
         self._restore_known(x_T, self._lanes[lane:])
 
@@ -242,7 +244,7 @@ class HostLanes:
     def _advance_row(self) -> list[Finished]:
         n = self.active
         column = self._columns()
-        x_t, x_0, z = self._registers[0][:n], self._x_0[:n], self._z[:n]
+        x_t, x_0 = self._registers[0][:n], self._x_0[:n]
 
         m, v = self._evaluator.predict(self._lanes, x_t, column)
 
@@ -253,9 +255,7 @@ class HostLanes:
 
         weights = column("weights")
         draws_noise = bool(weights[:, :, -1].any())
-        if draws_noise:
-            self._fill_noise(z, self._lanes, draw_offset=1)
-
+        z = self._present_noise() if draws_noise else x_0  # of weight zero, left out
         z_0 = z if v is None or not draws_noise else self._learned_noise(z, v, column)
 
         registers = weights.shape[1]
@@ -319,14 +319,9 @@ class HostLanes:
                 at_level = table.signal[lane.row] * image + table.noise[lane.row] * z
                 x[...] = mask * at_level + (np.float32(1) - mask) * x
 
-    def _fill_noise(self, out: Float, lanes: list[_Lane], *, draw_offset: int) -> None:
-        """Noise of every lane's present row: draw row + 1, or draw 0 for x_T."""
-        fill_noise(
-            out.reshape(len(lanes), -1),
-            np.array([lane.seed for lane in lanes], np.uint64),
-            np.array([lane.index for lane in lanes], np.uint64),
-            np.array([lane.row + draw_offset for lane in lanes], np.uint32),
-        )
+    def _present_noise(self) -> Float:
+        """Noise of every lane's present row, (lanes, C, H, W)."""
+        return self._noise.present(self._lanes).reshape(-1, *self.shape.image)
 
     def _retire(self) -> list[Finished]:
         """Hand out lanes that are done, and those that hold NaN or infinity."""
