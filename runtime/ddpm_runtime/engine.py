@@ -111,7 +111,7 @@ class Engine:
                 a second, once); on a CUDA device "tensorrt", "tensorrt_rtx" or "onnxruntime".
                 "auto" takes the first that is installed, so that a machine always draws the same
                 bits; ``description`` says what was taken and why.
-            threads: threads inside an operator; None means the processors this process may use.
+            threads: how many work at once; None means the processors this process may use.
             precision: "auto" is what the bundle was exported in. "fp32" or "bf16" is for the
                 processor: bfloat16 is faster there, and its images differ.
             lanes: images to evaluate at once. On a CUDA device always exactly so many, the rest

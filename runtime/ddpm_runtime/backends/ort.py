@@ -1,7 +1,13 @@
-"""ONNX Runtime on the CPU: buffers bound once, no copies, no allocation per step."""
+"""ONNX Runtime on the CPU: buffers bound once, no copies, no allocation per step.
+
+A network is loaded for the threads that share each operator, which is best for a few rows, and,
+when first needed, for one thread, which takes some of many rows through it (:mod:`.side_by_side`).
+ONNX Runtime computes a row alike in both, and in any number of rows; ``tests`` hold it to that.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +28,7 @@ from .base import (
     no_step_cache,
 )
 from .processors import usable_processors
+from .side_by_side import Crew, Work, shares
 
 __all__ = ["OrtBackend", "open_ort"]
 
@@ -33,7 +40,7 @@ def open_ort(bundle: Bundle, *, threads: int | None = None) -> OrtBackend:
 
     Args:
         bundle: what :func:`~ddpm_runtime.bundle.read_bundle` returned.
-        threads: threads inside an operator; None means the processors this process may use.
+        threads: how many work at once; None means the processors this process may use.
 
     Raises:
         BackendUnavailableError: onnxruntime is not installed.
@@ -63,9 +70,11 @@ class OrtBackend:
             f"{bundle.manifest.network.precision}"
         )
         self._onnxruntime, self._threads = onnxruntime, threads
-        self._bundle: Bundle | None = bundle
-        self._parts: tuple[Any, Any] | None = None
-        self._session = self._load(bundle.network_bytes, _tensors(self.shape))
+        self._precision = bundle.manifest.network.precision
+        self._crew = Crew(threads)
+        network = self._load(bundle.network_bytes, _tensors(self.shape))
+        self._loaded: tuple[Bundle, _Network] | None = (bundle, network)
+        self._parts: tuple[_Network, _Network] | None = None
 
     def allocate(self, capacity: int) -> NetworkBinding:
         """Make buffers for up to ``capacity`` network rows.
@@ -73,8 +82,8 @@ class OrtBackend:
         Raises:
             LifecycleError: the backend is closed.
         """
-        self._open()
-        return allocate_buffers(self.shape, capacity, self._runs(self._session))
+        _, network = self._open()
+        return allocate_buffers(self.shape, capacity, self._runs(network))
 
     def allocate_cached(self, capacity: int) -> CachedBinding:
         """Make buffers for up to ``capacity`` network rows with step caching.
@@ -84,7 +93,7 @@ class OrtBackend:
             ConfigurationError: the bundle has no step caching.
             BackendError, NetworkMismatchError: see :func:`open_ort`.
         """
-        bundle = self._open()
+        bundle, _ = self._open()
         step_cache = bundle.manifest.network.step_cache
         if bundle.cached is None or not isinstance(step_cache, StepCache):
             raise no_step_cache(f"the bundle {bundle.manifest.name!r}")
@@ -100,17 +109,18 @@ class OrtBackend:
 
     def close(self) -> None:
         """Release the network. Idempotent."""
-        self._bundle = self._session = self._parts = None
+        self._crew.close()
+        self._loaded = self._parts = None
 
-    def _open(self) -> Bundle:
-        if self._bundle is None:
+    def _open(self) -> tuple[Bundle, _Network]:
+        if self._loaded is None:
             raise LifecycleError("this backend is closed; load the engine again.")
-        return self._bundle
+        return self._loaded
 
     def _load(
         self, content: bytes, expected: tuple[Tensors, Tensors], *, alone: bool = True
-    ) -> Any:
-        """A session that has exactly the inputs and outputs that are expected.
+    ) -> _Network:
+        """A network that has exactly the inputs and outputs that are expected.
 
         Args:
             content: the network.
@@ -118,17 +128,22 @@ class OrtBackend:
             alone: whether it runs again and again; two that take turns must not wait actively for
                 work after a run, or each slows the other's threads.
         """
-        library, bundle = self._onnxruntime, self._open()
+        network = _Network(lambda threads: self._session(content, threads, alone), self._threads)
+        _check_signature(network.session(self._threads), *expected)
+        return network
+
+    def _session(self, content: bytes, threads: int, alone: bool) -> Any:
+        library = self._onnxruntime
         options = library.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.force_spinning_stop", str(int(not alone)))
         try:
-            session = library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            return library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises many unrelated types
             remedy = "Export the checkpoint again with ddpm-export."
-            if bundle.manifest.network.precision == "bf16":
+            if self._precision == "bf16":
                 remedy = (
                     "It computes no bfloat16 on the processor: use device='cuda', or the fp32 "
                     "bundle with backend='openvino', precision='bf16' (pip install "
@@ -137,19 +152,17 @@ class OrtBackend:
             raise BackendError(
                 f"ONNX Runtime {library.__version__} cannot load the network: {error}. {remedy}"
             ) from error
-        _check_signature(session, *expected)
-        return session
 
-    def _runs(self, session: Any) -> Callable[[Any, int], None]:
+    def _runs(self, network: _Network) -> Callable[[Any, int], None]:
         """Evaluate the first rows of a binding; what is bound once stays bound."""
-        bound: dict[int, Any] = {}
+        bound: dict[int, list[Work]] = {}
 
         def run(binding: NetworkBinding | CachedBinding, rows: int) -> None:
             self._open()
             if rows not in bound:
-                bound[rows] = _bind(session, binding, rows)
+                bound[rows] = network.bind(binding, rows)
             try:
-                session.run_with_iobinding(bound[rows])
+                self._crew.run(bound[rows])
             except Exception as error:  # ONNX Runtime raises many unrelated types
                 raise BackendError(
                     f"ONNX Runtime failed on {rows} network rows: {error}"
@@ -158,15 +171,54 @@ class OrtBackend:
         return run
 
 
-def _bind(session: Any, binding: NetworkBinding | CachedBinding, rows: int) -> Any:
-    """Bind the first ``rows`` rows of the buffers, by address."""
+class _Network:
+    """One network, in a session for each number of threads inside an operator.
+
+    Args:
+        make: makes the session.
+        threads: how many may work at once.
+    """
+
+    def __init__(self, make: Callable[[int], Any], threads: int) -> None:
+        self._make, self._threads = make, threads
+        self._lock = threading.Lock()
+        self._sessions: dict[int, Any] = {}
+
+    def session(self, threads: int) -> Any:
+        """The session whose operators have this many threads."""
+        with self._lock:
+            if threads not in self._sessions:
+                self._sessions[threads] = self._make(threads)
+            return self._sessions[threads]
+
+    def bind(self, binding: NetworkBinding | CachedBinding, rows: int) -> list[Work]:
+        """What to do at once to evaluate the first rows of the buffers."""
+        taken = shares(rows, self._threads)
+        if taken is None:
+            return [_bound(self.session(self._threads), binding, [slice(rows)])]
+        return [_bound(self.session(1), binding, chunks) for chunks in taken]
+
+
+def _bound(session: Any, binding: NetworkBinding | CachedBinding, chunks: list[slice]) -> Work:
+    """Evaluate some rows of the buffers, a chunk after the other."""
+    bindings = [_bind(session, binding, chunk) for chunk in chunks]
+
+    def work() -> None:
+        for io_binding in bindings:
+            session.run_with_iobinding(io_binding)
+
+    return work
+
+
+def _bind(session: Any, binding: NetworkBinding | CachedBinding, rows: slice) -> Any:
+    """Bind these rows of the buffers, by address."""
     io_binding = session.io_binding()
     for arguments, bind in (
         (session.get_inputs(), io_binding.bind_input),
         (session.get_outputs(), io_binding.bind_output),
     ):
         for argument in arguments:
-            array = getattr(binding, argument.name)[:rows]
+            array = getattr(binding, argument.name)[rows]
             bind(argument.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
     return io_binding
 
