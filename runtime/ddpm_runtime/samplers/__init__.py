@@ -50,7 +50,9 @@ class Sampler:
         recommended_steps: a good number of steps to start from.
         recommended_spacing: the spacing that suits it. Solvers that extrapolate want equal steps
             of log-SNR: the last of 20 "leading" steps spans 30 % of it, and on a Gaussian mixture
-            dpmpp_2m then has 20 times the error it has on "log_snr".
+            dpmpp_2m then has 20 times the error it has on "log_snr". Not so ipndm and plms, whose
+            weights are those of equal steps of t: with 20 on the shipped network, Fréchet distance
+            0.46 on "leading", 1.1 on "log_snr"; heun with 10: 2.8 and 0.46 (400 images each).
         source: paper, arXiv id, equation.
     """
 
@@ -101,7 +103,9 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": _entry(
         euler_ancestral, 1, 1, 100, "k-diffusion, sample_euler_ancestral", stochastic=True
     ),
-    "heun": _entry(heun, 2, 2, 18, "Karras et al., arXiv 2206.00364 Algorithm 1"),
+    "heun": _entry(
+        heun, 2, 2, 18, "Karras et al., arXiv 2206.00364 Algorithm 1", spacing="log_snr"
+    ),
     "dpmpp_2m": _entry(
         dpmpp_2m, 2, 1, 20, "Lu et al., arXiv 2211.01095 Algorithm 2", spacing="log_snr"
     ),
@@ -132,10 +136,8 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": _entry(
         unipc, 3, 1, 15, "Zhao et al., arXiv 2302.04867 Algorithms 1 and 2", spacing="log_snr"
     ),
-    "ipndm": _entry(
-        ipndm, 2, 1, 15, "Zhang & Chen, arXiv 2204.13902 appendix B", spacing="log_snr"
-    ),
-    "plms": _entry(plms, 2, 1, 25, "Liu et al., arXiv 2202.09778 eq. 9 and 12", spacing="log_snr"),
+    "ipndm": _entry(ipndm, 2, 1, 15, "Zhang & Chen, arXiv 2204.13902 appendix B"),
+    "plms": _entry(plms, 2, 1, 25, "Liu et al., arXiv 2202.09778 eq. 9 and 12"),
     "langevin": _entry(
         langevin,
         1,
