@@ -98,6 +98,6 @@ def test_a_row_allocates_no_buffer_of_images(sampler, guidance_scale):
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    of_images = batch * 4 * np.prod(image)
-    assert peak - before < of_images / 2  # one temporary of images would be more
+    # NumPy sums in float64 through a buffer of 64 or 128 KiB, by its version; images take 196
+    assert peak - before < batch * 4 * np.prod(image)
     assert after - before < 4096
