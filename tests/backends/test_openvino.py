@@ -190,32 +190,6 @@ except BackendUnavailableError as error:
     assert issubclass(BackendUnavailableError, BackendError)
 
 
-def test_a_child_process_never_destroys_what_its_parent_opened(tiny_engine_path):
-    # OpenVINO's destructors wait for threads that a fork does not copy: a garbage collection in
-    # the child would never end
-    code = """
-import gc, os, signal, sys, warnings
-from ddpm_runtime import Engine
-warnings.simplefilter("ignore")
-gc.disable()
-engine = Engine.load(sys.argv[1], backend="openvino")
-engine.sample(3)
-cycle = [engine]
-cycle.append(cycle)
-del engine, cycle
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    gc.collect()
-    os._exit(0)
-print(os.waitpid(child, 0)[1])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_engine_path)], capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "0", done.stderr
-
-
 @needs_bf16
 def test_a_network_that_bf16_spoils_is_refused_with_what_names_the_layer(
     unet_engine_path, monkeypatch, tmp_path

@@ -27,6 +27,7 @@ from .base import (
     allocate_cached_buffers,
     no_step_cache,
 )
+from .forks import kept_in_children
 from .processors import usable_processors
 from .side_by_side import Crew, Work, shares
 
@@ -140,7 +141,9 @@ class OrtBackend:
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.force_spinning_stop", str(int(not alone)))
         try:
-            return library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            return kept_in_children(
+                library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            )
         except Exception as error:  # ONNX Runtime raises many unrelated types
             remedy = "Export the checkpoint again with ddpm-export."
             if self._precision == "bf16":

@@ -7,12 +7,10 @@ with those of two rows; before bfloat16 is used, its answers with those in float
 from __future__ import annotations
 
 import io
-import os
 import platform
 import threading
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +23,7 @@ from ..errors import (
 )
 from .base import NetworkShape
 from .chunks import Chunk
+from .forks import kept_in_children
 from .user_cache import UserCache
 
 __all__ = ["LARGEST_CHUNK", "REFERENCE_ROWS", "Compiler"]
@@ -37,13 +36,6 @@ _LARGEST_ERROR = 0.2  # of an answer in bfloat16, relative to the answer in floa
 _FORMAT = 1  # of what is cached; count up when compilation below changes
 
 Arrays = dict[str, NDArray[Any]]
-
-# A fork copies these objects and not the threads that their destructors wait for. So in a child
-# they are never destroyed, not even by its garbage collector.
-_alive: WeakSet[Any] = WeakSet()
-_kept_in_child: list[Any] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _kept_in_child.extend(_alive))
 
 
 class Compiler:
@@ -58,8 +50,7 @@ class Compiler:
         threads: int,
         cache: UserCache,
     ) -> None:
-        self._core, self._openvino, self._bundle = core, openvino, bundle
-        _alive.add(core)
+        self._core, self._openvino, self._bundle = kept_in_children(core), openvino, bundle
         self._shape = NetworkShape.from_bundle(bundle)
         self.cache, self.threads = cache, threads
         self._lock = threading.Lock()
@@ -134,8 +125,7 @@ class Compiler:
                 ]
             )
         compiled = self._network(chunk.size)
-        request = compiled.create_infer_request()
-        _alive.add(request)
+        request = kept_in_children(compiled.create_infer_request())
         rows = slice(chunk.start, chunk.start + chunk.size)
         for port in (*compiled.inputs, *compiled.outputs):
             view = arrays[_role(port)][rows]
@@ -160,8 +150,7 @@ class Compiler:
 
     def evaluate(self, rows: int, probes: Arrays) -> NDArray[Any]:
         """Answers to probes, ``rows`` at a time; the caller holds the lock, or shares nothing."""
-        request = self._compile(rows).create_infer_request()
-        _alive.add(request)
+        request = kept_in_children(self._compile(rows).create_infer_request())
         names = [_role(port) for port in self._compile(rows).inputs]
         parts = []
         for start in range(0, len(probes["sample"]), rows):
@@ -176,8 +165,7 @@ class Compiler:
     def _compile(self, rows: int) -> Any:
         """The network for this many rows; the caller holds the lock."""
         if rows not in self._compiled:
-            self._compiled[rows] = self._cached(rows) or self._made(rows)
-            _alive.add(self._compiled[rows])
+            self._compiled[rows] = kept_in_children(self._cached(rows) or self._made(rows))
         return self._compiled[rows]
 
     def _cached(self, rows: int) -> Any:
