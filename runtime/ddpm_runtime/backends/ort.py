@@ -102,8 +102,8 @@ class OrtBackend:
             inputs, outputs = _tensors(self.shape)
             deep: Tensors = {"deep": ("tensor(float)", list(step_cache.deep))}
             self._parts = (
-                self._load(bundle.cached.whole_bytes, (inputs, outputs | deep), alone=False),
-                self._load(bundle.cached.shallow_bytes, (inputs | deep, outputs), alone=False),
+                self._load(bundle.cached.whole_bytes, (inputs, outputs | deep)),
+                self._load(bundle.cached.shallow_bytes, (inputs | deep, outputs)),
             )
         whole, shallow = (self._runs(part) for part in self._parts)
         return allocate_cached_buffers(self.shape, step_cache.deep, capacity, whole, shallow)
@@ -118,28 +118,20 @@ class OrtBackend:
             raise LifecycleError("this backend is closed; load the engine again.")
         return self._loaded
 
-    def _load(
-        self, content: bytes, expected: tuple[Tensors, Tensors], *, alone: bool = True
-    ) -> _Network:
-        """A network that has exactly the inputs and outputs that are expected.
-
-        Args:
-            content: the network.
-            expected: inputs and outputs.
-            alone: whether it runs again and again; two that take turns must not wait actively for
-                work after a run, or each slows the other's threads.
-        """
-        network = _Network(lambda threads: self._session(content, threads, alone), self._threads)
+    def _load(self, content: bytes, expected: tuple[Tensors, Tensors]) -> _Network:
+        """A network that has exactly the inputs and outputs that are expected."""
+        network = _Network(lambda threads: self._session(content, threads), self._threads)
         _check_signature(network.session(self._threads), *expected)
         return network
 
-    def _session(self, content: bytes, threads: int, alone: bool) -> Any:
+    def _session(self, content: bytes, threads: int) -> Any:
         library = self._onnxruntime
         options = library.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.force_spinning_stop", str(int(not alone)))
+        # sessions take turns; threads that wait actively after a run would slow the next one's
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             return kept_in_children(
                 library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
