@@ -18,7 +18,7 @@ __all__ = ["CONTROL", "Timed", "interleave", "ratio", "summarise"]
 
 CONTROL = "control"
 
-_CONTROL_SIZE = 256
+_WAKING_S = 0.05
 _PERCENTILES = (50, 90, 95, 99)
 
 
@@ -53,8 +53,9 @@ def interleave(
         rounds: at most so many.
         warm_up: calls of each that are not counted: compilation, caches, page faults.
         budget_s: begin no round after this many seconds; three are always made.
-        settle_s: before each case, wait so long and call it once uncounted, when positive: another
-            library's threads stop spinning, and the case finds its own data in the caches.
+        settle_s: before each case, wait so long, when positive: another library's threads stop
+            spinning. Then call it uncounted until it finds its own data in the caches and the
+            processors, which slept, awake.
         on_round: progress.
     """
     everything = {**cases, CONTROL: _control()}
@@ -70,13 +71,21 @@ def interleave(
             call = everything[name]
             if settle_s > 0:
                 time.sleep(settle_s)
-                call()
+                _wake(call)
             began = time.perf_counter()
             call()
             samples[name].append(1e3 * (time.perf_counter() - began))
         done += 1
         on_round()
     return Timed(samples_ms=samples, rounds=done, warm_up=warm_up)
+
+
+def _wake(call: Callable[[], Any]) -> None:
+    """Call once, and again for a while."""
+    end = time.perf_counter() + _WAKING_S
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 def summarise(samples: list[float]) -> dict[str, float]:
@@ -106,12 +115,16 @@ def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
 
 
 def _control() -> Callable[[], Any]:
-    """A fixed matrix product, long enough for the clock and short beside a network."""
-    matrix = np.random.default_rng(0).standard_normal((_CONTROL_SIZE, _CONTROL_SIZE), np.float32)
-    out = np.empty_like(matrix)
+    """Fixed matrix products, long enough for the clock and short beside a network.
+
+    So small that NumPy's library gives them one thread: others would wait actively for more of it,
+    and slow the case that comes next.
+    """
+    matrices = np.random.default_rng(0).standard_normal((256, 48, 48), np.float32)
+    out = np.empty_like(matrices)
 
     def work() -> None:
         for _ in range(4):
-            np.matmul(matrix, matrix, out=out)
+            np.matmul(matrices, matrices, out=out)
 
     return work
