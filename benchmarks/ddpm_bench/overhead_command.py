@@ -1,12 +1,12 @@
 """``ddpm-bench overhead``: one sampling step against the same ONNX file through plain ONNX Runtime.
 
-Two sessions, nothing else in the process: runs of a few steps of one, then as many calls of the
-other, in turn. The step includes the sampler's update; the plain call does not.
+Two sessions, nothing else in the process, in turn. Each waits until the other's threads, which
+plain ONNX Runtime leaves waiting actively, have gone to sleep. The step includes the sampler's
+update; the plain call does not.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,27 +18,29 @@ from ddpm_runtime.bundle import Bundle, read_bundle
 from ddpm_runtime.lanes import HostLanes
 from ddpm_runtime.samplers import build_program
 
+from .timing import interleave, ratio
+
 __all__ = ["overhead_command"]
 
-_CALLS = 4
+_SETTLE_S = 0.25
 
 
 @click.command("overhead")
 @click.option("--engine", "engine_path", required=True, type=click.Path(path_type=Path))
 @click.option("--batch-size", "batch_sizes", multiple=True, default=(1, 8))
-@click.option("--rounds", default=20, help="Of four steps and four plain calls.")
+@click.option("--rounds", default=20, help="Of a step and a plain call.")
 def overhead_command(engine_path: Path, batch_sizes: tuple[int, ...], rounds: int) -> None:
     """Compare a step of ours with one call of plain ONNX Runtime."""
     bundle = read_bundle(engine_path)
     for batch_size in batch_sizes:
         ours, plain = _ours(bundle, batch_size), _plain(bundle, batch_size)
-        samples = np.array([[_time(ours), _time(plain)] for _ in range(rounds + 1)])[1:]
-        ratios = samples[:, 0] / samples[:, 1]
-        low, high = np.percentile(ratios, (5, 95))
-        ms = 1e3 * np.median(samples, axis=0)
+        cases = {"ours": ours, "plain": plain}
+        samples = interleave(cases, rounds=rounds, settle_s=_SETTLE_S).samples_ms
+        found = ratio(samples["ours"], samples["plain"])
+        ms = {name: np.median(samples[name]) for name in cases}
         click.echo(
-            f"batch {batch_size}: ours {ms[0]:.2f} ms a step, plain {ms[1]:.2f} ms a call, "
-            f"ratio {np.median(ratios):.3f} ({low:.2f} to {high:.2f})"
+            f"batch {batch_size}: ours {ms['ours']:.2f} ms a step, plain {ms['plain']:.2f} ms a "
+            f"call, ratio {found['p50']:.3f} ({found['p5']:.2f} to {found['p95']:.2f})"
         )
 
 
@@ -72,11 +74,3 @@ def _plain(bundle: Bundle, batch_size: int) -> Callable[[], object]:
         inputs["label"] = np.zeros(batch_size, np.int64)
     session = onnxruntime.InferenceSession(bundle.network_bytes, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, inputs)
-
-
-def _time(call: Callable[[], object]) -> float:
-    """Seconds a call, the mean of a few."""
-    began = time.perf_counter()
-    for _ in range(_CALLS):
-        call()
-    return (time.perf_counter() - began) / _CALLS
