@@ -18,11 +18,9 @@ from ddpm_runtime.bundle import Bundle, read_bundle
 from ddpm_runtime.lanes import HostLanes
 from ddpm_runtime.samplers import build_program
 
-from .timing import interleave, ratio
+from .timing import SETTLE_S, interleave, ratio
 
 __all__ = ["overhead_command"]
-
-_SETTLE_S = 0.25
 
 
 @click.command("overhead")
@@ -35,7 +33,7 @@ def overhead_command(engine_path: Path, batch_sizes: tuple[int, ...], rounds: in
     for batch_size in batch_sizes:
         ours, plain = _ours(bundle, batch_size), _plain(bundle, batch_size)
         cases = {"ours": ours, "plain": plain}
-        samples = interleave(cases, rounds=rounds, settle_s=_SETTLE_S).samples_ms
+        samples = interleave(cases, rounds=rounds, settle_s=SETTLE_S).samples_ms
         found = ratio(samples["ours"], samples["plain"])
         ms = {name: np.median(samples[name]) for name in cases}
         click.echo(

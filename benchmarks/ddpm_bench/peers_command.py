@@ -21,7 +21,7 @@ from .report import print_rows
 from .speed_options import check_positive, json_option
 from .speed_report import Case, finish, load_average, make_report, timed_case
 from .stepping import Stepper, program_for
-from .timing import Timed, interleave, ratio
+from .timing import SETTLE_S, Timed, interleave, ratio
 
 __all__ = ["peers_command"]
 
@@ -35,7 +35,6 @@ _UNFAIR = [
 ]
 _NETWORKS = ("fashion-mnist", "cifar-10")
 
-_SETTLE_S = 0.25  # OpenMP and ONNX Runtime threads wait actively for up to a fifth of a second
 
 Step = Callable[[], Any]
 
@@ -79,7 +78,7 @@ def peers_command(
                     rounds=rounds,
                     warm_up=warm_up,
                     budget_s=budget_s,
-                    settle_s=_SETTLE_S,
+                    settle_s=SETTLE_S,
                     on_round=bar.update,
                 )
             found = _cases(timed, notes, network, batch)

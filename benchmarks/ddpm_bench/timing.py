@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CONTROL", "Timed", "interleave", "ratio", "summarise"]
+__all__ = ["CONTROL", "SETTLE_S", "Timed", "interleave", "ratio", "summarise"]
 
 CONTROL = "control"
+SETTLE_S = 0.25  # OpenMP and ONNX Runtime threads wait actively for up to a fifth of a second
 
 _WAKING_S = 0.05
 _PERCENTILES = (50, 90, 95, 99)
